@@ -1,0 +1,390 @@
+//! `farmctl bootstrap`: a minimal Debian environment on a volume, registered with schroot.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Context;
+use crate::chroot::{self, Chroot};
+use crate::debian::{self, Archive};
+use crate::error::{Exit, Mark as _};
+use crate::file;
+use crate::layout;
+use crate::manifest::InRelease;
+use crate::mount;
+use crate::node::{self, Node, Object, Transaction};
+use crate::plan::Plan;
+use crate::profile::Environment;
+use crate::release::EnvironmentRecord;
+use crate::run;
+use crate::schroot;
+use crate::source::Source;
+use crate::storage::{self, Access, Storage};
+use crate::tarball;
+use crate::undo;
+
+/// Changes whenever this recipe makes another tree from the same inputs.
+const RECIPE: u32 = 1;
+
+/// Make a minimal Debian environment for a profile
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  farmctl bootstrap profiles/hello")]
+pub struct Args {
+    /// The profile: its file, or a directory with a profile.toml
+    profile: PathBuf,
+    /// Make it anew although nothing changed, from the mirror instead of the cache
+    #[arg(long)]
+    fresh: bool,
+    /// Storage backend for the environment's volume: auto, directory
+    #[arg(long, value_name = "BACKEND")]
+    storage: Option<String>,
+    /// Show what would be done, with the exact commands, and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What lies beside a cached tree.
+#[derive(Serialize, Deserialize)]
+struct Cached {
+    epoch: i64,
+    made: i64,
+    releases: Vec<InRelease>,
+}
+
+struct Making {
+    source: Source,
+    archive: Archive,
+    architecture: String,
+    inputs: String,
+    storage: Box<dyn Storage>,
+    cached: Option<Cached>,
+}
+
+/// Carries the verb out.
+///
+/// # Errors
+/// When the environment cannot be made; nothing of it is left then.
+pub fn run(args: &Args, context: &Context) -> Result<Exit> {
+    let node = context.node()?;
+    let mut tools = debian::TOOLS.to_vec();
+    tools.extend(chroot::TOOLS);
+    tools.extend(schroot::TOOLS);
+    run::require(&tools)?;
+    let making = prepare(args, &node)?;
+    let name = &making.source.profile.name;
+    let known = node.environment(name)?;
+    if let Some(known) = known.as_ref().filter(|known| known.inputs == making.inputs && !args.fresh)
+    {
+        if making.storage.open(&known.volume, Access::ReadOnly).is_ok() {
+            context
+                .ui
+                .already(format!("environment {name} is there already, from the same inputs"));
+            return Ok(Exit::Done);
+        }
+    }
+    schroot::check_free(&layout::environment_chroot(name), node.id())?;
+    if args.dry_run {
+        context.show_plan(&plan(&making, context)?);
+        return Ok(Exit::Done);
+    }
+    let _lock = node.lock(&format!("env-{name}"), "bootstrap")?;
+    mount::private_namespace()?;
+    undo::attempt(&node, "bootstrap", name, |transaction| {
+        make(&making, known.is_some(), &node, context, transaction)
+    })
+    .with_context(|| format!("bootstrapping {name}"))?;
+    context
+        .ui
+        .done(format!("bootstrapped {name}: {} {}", making.archive.suite, making.architecture));
+    Ok(Exit::Done)
+}
+
+fn prepare(args: &Args, node: &Node) -> Result<Making> {
+    let source = Source::read(&args.profile)?;
+    let storage =
+        storage::named(args.storage.as_deref().unwrap_or(&node.settings().storage), node.layout())?;
+    storage.check()?;
+    let archive = Archive::of(&source.profile.environment)?;
+    let architecture = debian::architecture()?;
+    let inputs = inputs(&source, &archive, &architecture)?;
+    let record = node.layout().bootstrap_cache().join(format!("{inputs}.json"));
+    let cached = match file::read_if_there(&record)? {
+        // A record that cannot be read is a cache to be made again, no more.
+        Some(text) if !args.fresh => serde_json::from_str(&text).ok(),
+        _ => None,
+    };
+    Ok(Making { source, archive, architecture, inputs, storage, cached })
+}
+
+/// Hash of everything the tree is made from, but for the day's state of the mirror.
+fn inputs(source: &Source, archive: &Archive, architecture: &str) -> Result<String> {
+    let environment = &source.profile.environment;
+    let mut debs = Vec::new();
+    for deb in &environment.debs {
+        debs.push(crate::hash::of_file(&source.directory.join(deb))?);
+    }
+    let all = serde_json::json!({
+        "recipe": RECIPE,
+        "environment": environment,
+        "sources": archive.sources(),
+        "architecture": architecture,
+        "debs": debs,
+    });
+    Ok(crate::hash::hex(all.to_string().as_bytes()))
+}
+
+fn plan(making: &Making, context: &Context) -> Result<Plan> {
+    let name = &making.source.profile.name;
+    let environment = &making.source.profile.environment;
+    let volume = layout::environment_volume(name);
+    let tree = making.storage.name();
+    let mut plan =
+        Plan::new(format!("bootstrap {name} ({} {})", making.archive.suite, making.architecture));
+    plan.commands(
+        format!("make volume {volume} ({tree})"),
+        making.storage.describe_create(&volume),
+    );
+    if making.cached.is_some() {
+        plan.step("unpack the tree from the cache (--fresh makes it anew)");
+    } else {
+        plan.step(format!("fetch and verify the indexes of {}", names(&making.archive).join(", ")));
+        let target = Path::new("TREE");
+        let cache =
+            debian::package_cache(&context.layout.cache(), &making.archive, &making.architecture);
+        let call = debian::debootstrap(environment, &making.archive, target, 0, &cache);
+        plan.commands("bootstrap", vec![call.display()]);
+        let inside = |program: &str, arguments: &str| {
+            chroot::invocation(target, 0, program).args(arguments.split(' ')).display()
+        };
+        let mut commands = vec![inside("apt-get", "update"), inside("apt-get", "full-upgrade")];
+        let packages = debian::extra_packages(environment);
+        if !packages.is_empty() {
+            commands.push(inside("apt-get", &format!("install {}", packages.join(" "))));
+        }
+        for deb in &environment.debs {
+            commands.push(inside("apt-get", &format!("install ./{}", deb.display())));
+        }
+        commands.push(inside(
+            "useradd",
+            &format!("--create-home --skel /etc/skel {}", environment.user),
+        ));
+        plan.commands("apt sources with updates and security, upgrade, packages, user", commands);
+        plan.step("clean up and keep the tree in the cache");
+    }
+    plan.step(format!("register {} with schroot", layout::environment_chroot(name)));
+    Ok(plan)
+}
+
+fn names(archive: &Archive) -> Vec<String> {
+    archive.suites().into_iter().map(|(suite, _)| suite).collect()
+}
+
+fn make(
+    making: &Making,
+    replaces: bool,
+    node: &Node,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let name = &making.source.profile.name;
+    let storage = making.storage.as_ref();
+    let stage = layout::stage_volume(transaction.id());
+    let staged = Object::Volume { storage: storage.name().to_owned(), name: stage.clone() };
+    transaction.intend(staged.clone())?;
+    storage.create(&stage, &transaction.mark())?;
+    let tree = storage.open(&stage, Access::ReadWrite)?;
+    let cache = node.layout().bootstrap_cache();
+    let saved = cache.join(format!("{}.tar", making.inputs));
+    let restored = match &making.cached {
+        Some(cached) => restore(cached, &saved, tree.path(), context)?,
+        None => false,
+    };
+    let cached = match &making.cached {
+        Some(cached) if restored => Cached { releases: cached.releases.clone(), ..*cached },
+        _ => build(making, tree.path(), node, context, transaction)?,
+    };
+    storage.seal(&stage, Access::ReadOnly)?;
+    drop(tree);
+
+    let volume = layout::environment_volume(name);
+    let chroot = layout::environment_chroot(name);
+    if replaces {
+        context.ui.step("replacing the environment made before");
+        node.forget_environment(name)?;
+        transaction
+            .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
+        storage.remove(&volume)?;
+    } else {
+        transaction
+            .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
+    }
+    storage.rename(&stage, &volume)?;
+    transaction.release(&staged)?;
+    transaction.intend(Object::Chroot { name: chroot.clone() })?;
+    schroot::register(&schroot::Definition {
+        name: chroot,
+        description: format!("farmctl environment {name}: Debian {}", making.archive.suite),
+        stanza: storage.stanza(&volume),
+        fstab: schroot::source_fstab(),
+        source_clone: true,
+        node: transaction.mark().node,
+        transaction: transaction.id().to_owned(),
+    })?;
+    node.save_environment(&EnvironmentRecord {
+        schema: crate::release::SCHEMA,
+        name: name.clone(),
+        inputs: making.inputs.clone(),
+        storage: storage.name().to_owned(),
+        volume,
+        suite: making.archive.suite.clone(),
+        architecture: making.architecture.clone(),
+        epoch: cached.epoch,
+        releases: cached.releases,
+        made: cached.made,
+    })
+}
+
+/// Unpacks a cached tree; `false` if the cache turns out to be damaged, and it is then
+/// made again.
+fn restore(cached: &Cached, saved: &Path, tree: &Path, context: &Context) -> Result<bool> {
+    let Ok(file) = File::open(saved) else { return Ok(false) };
+    let made =
+        jiff::Timestamp::from_second(cached.made).map(|time| time.strftime("%F").to_string());
+    context.ui.step(format!(
+        "unpacking the tree made on {} from the cache (--fresh makes it anew)",
+        made.unwrap_or_else(|_| "an unknown day".to_owned())
+    ));
+    let meter = context.ui.meter("unpacking");
+    let restored = tarball::restore_tree(&file, tree, &|done, all| {
+        meter.set(done, all);
+        run::check_interrupted()
+    });
+    drop(meter);
+    match restored {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            run::check_interrupted()?;
+            if crate::error::is_no_space(&error) {
+                return Err(error);
+            }
+            context.ui.warn(format!("the cache is damaged and is made again ({error:#})"));
+            for name in file::names_in(tree)? {
+                storage::remove_tree(&tree.join(name))?;
+            }
+            Ok(false)
+        }
+    }
+}
+
+/// Makes the tree from the mirror and keeps a copy in the cache.
+fn build(
+    making: &Making,
+    tree: &Path,
+    node: &Node,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<Cached> {
+    let ui = &context.ui;
+    let environment = &making.source.profile.environment;
+    let work = node.layout().work(transaction.id());
+    transaction.intend(Object::Path { path: work.clone() })?;
+    file::make_directory(&work, 0o700)?;
+    ui.step(format!("reading the indexes of {}", names(&making.archive).join(", ")));
+    let releases = debian::fetch_indexes(&making.archive, &work)?;
+    if making.archive.security.is_none() && releases.len() > 1 {
+        ui.warn("no mirror for security updates is known: set environment.security-mirror");
+    }
+    let epoch = releases.iter().map(|release| release.date).max().unwrap_or_default();
+
+    let packages =
+        debian::package_cache(&node.layout().cache(), &making.archive, &making.architecture);
+    ui.step(format!("debootstrapping {} from {}", making.archive.suite, making.archive.mirror));
+    let call = debian::debootstrap(environment, &making.archive, tree, epoch, &packages);
+    let spinner = ui.spinner("debootstrap");
+    debian::run_debootstrap(&call, tree, &packages, |line| spinner.show(line))?;
+    drop(spinner);
+
+    configure(making, tree, epoch, &packages, context)?;
+    ui.step("cleaning up");
+    debian::clean(tree)?;
+    storage::remove_tree(&work)?;
+
+    let cached = Cached { epoch, made: node::now(), releases };
+    keep(&cached, making, tree, node, context, transaction)?;
+    Ok(cached)
+}
+
+fn configure(
+    making: &Making,
+    tree: &Path,
+    epoch: i64,
+    packages: &Path,
+    context: &Context,
+) -> Result<()> {
+    let ui = &context.ui;
+    let environment: &Environment = &making.source.profile.environment;
+    let mut chroot = Chroot::enter(tree, epoch)?;
+    debian::lend_archives(&mut chroot, packages)?;
+    debian::write_sources(&chroot, &making.archive, environment)?;
+    let apt = |arguments: &[&str], what: &str| -> Result<()> {
+        ui.step(what);
+        let spinner = ui.spinner("apt-get");
+        debian::apt_get(&chroot, arguments).run_lines(|line| spinner.show(line))
+    };
+    apt(&["update"], "reading the archive with updates and security")?;
+    apt(&["full-upgrade"], "upgrading")?;
+    let extra = debian::extra_packages(environment);
+    if !extra.is_empty() {
+        let mut arguments = vec!["install"];
+        arguments.extend(extra.iter().map(String::as_str));
+        apt(&arguments, &format!("installing {}", extra.join(", ")))
+            .hint("are all packages of environment.packages in one of its apt sources?")?;
+    }
+    if !environment.debs.is_empty() {
+        let mut paths = Vec::new();
+        for deb in &environment.debs {
+            let name = deb.file_name().unwrap_or_default().to_string_lossy();
+            paths.push(chroot.lend(&making.source.directory.join(deb), &name)?);
+        }
+        ui.step("installing local packages");
+        debian::apt_get(&chroot, &["install"])
+            .args(&paths)
+            .run()
+            .context("installing local packages")?;
+    }
+    debian::localize(&chroot, environment)?;
+    ui.step(format!("making the user {}", environment.user));
+    debian::useradd(&chroot, &environment.user).run()?;
+    debian::apt_get(&chroot, &["autoremove", "--purge"]).run()?;
+    chroot.leave()
+}
+
+/// Keeps a copy of the tree in the cache: the tar first, its record last.
+fn keep(
+    cached: &Cached,
+    making: &Making,
+    tree: &Path,
+    node: &Node,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let directory = node.layout().bootstrap_cache();
+    file::make_directory(&directory, 0o755)?;
+    let temporary = directory.join(format!(".{}.{}", making.inputs, transaction.id()));
+    transaction.intend(Object::Path { path: temporary.clone() })?;
+    context.ui.step("keeping the tree in the cache");
+    let mut out =
+        File::create(&temporary).with_context(|| format!("making {}", temporary.display()))?;
+    let meter = context.ui.meter("packing");
+    tarball::save_tree(tree, &mut out, &|done, all| {
+        meter.set(done, all);
+        run::check_interrupted()
+    })?;
+    let saved = directory.join(format!("{}.tar", making.inputs));
+    std::fs::rename(&temporary, &saved).with_context(|| format!("keeping {}", saved.display()))?;
+    transaction.release(&Object::Path { path: temporary })?;
+    let text = serde_json::to_vec_pretty(cached).context("writing the cache's record")?;
+    file::publish(&directory.join(format!("{}.json", making.inputs)), &text, 0o644)
+}

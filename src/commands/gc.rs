@@ -1,0 +1,158 @@
+//! `farmctl gc`: removes what unfinished work left, and nothing else.
+//!
+//! The states it repairs: a transaction whose farmctl was killed (its record lists what
+//! it made or was about to make); a scratch directory without a record; a session,
+//! chroot or volume of ours that neither state nor a record names is an *orphan*,
+//! which is reported and only removed with `--orphans`.
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use super::Context;
+use crate::error::{Exit, Mark as _};
+use crate::file;
+use crate::layout;
+use crate::node::{Node, Object};
+use crate::schroot;
+use crate::storage;
+use crate::undo;
+
+/// Remove what interrupted work left behind
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  farmctl gc --check\n  farmctl gc\n\nData directories are never touched. --check exits 3 when there is something to do."
+)]
+pub struct Args {
+    /// Only look, and exit 3 if there is something to remove
+    #[arg(long, visible_alias = "dry-run")]
+    check: bool,
+    /// Also remove whole volumes, chroots and sessions of ours that the state does not know
+    #[arg(long)]
+    orphans: bool,
+    /// Print what was found as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Found {
+    /// What transactions left that never finished.
+    rubbish: Vec<String>,
+    /// What the state does not know.
+    orphans: Vec<String>,
+}
+
+/// Carries the verb out.
+///
+/// # Errors
+/// When the state cannot be read (nothing is removed then), or something cannot be removed.
+pub fn run(args: &Args, context: &Context) -> Result<Exit> {
+    let node = context.node()?;
+    let mut found = Found::default();
+    // Reading all of the state first: what cannot be read refuses to be guessed about.
+    node.apps()?;
+    node.environments()?;
+    let mut failed = Vec::new();
+    for transaction in node.abandoned()? {
+        let title = format!("{} of {}", transaction.verb(), transaction.subject());
+        let rubbish = undo::rubbish(&node, &transaction)?;
+        found.rubbish.extend(rubbish.iter().map(|object| format!("{object} ({title})")));
+        if rubbish.is_empty() {
+            found.rubbish.push(format!("the record of an unfinished {title}"));
+        }
+        if args.check {
+            continue;
+        }
+        match undo::finish(&node, transaction) {
+            Ok(removed) => {
+                for object in removed {
+                    context.ui.step(format!("removed the {object} ({title})"));
+                }
+            }
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    let orphans = orphans(&node)?;
+    found.orphans = orphans.iter().map(ToString::to_string).collect();
+    if args.orphans && !args.check {
+        for object in &orphans {
+            match undo::remove(object, &node) {
+                Ok(()) => context.ui.step(format!("removed the orphaned {object}")),
+                Err(error) => failed.push(format!("{error:#}")),
+            }
+        }
+    }
+    report(args, &found, context);
+    if !failed.is_empty() {
+        let failure: Result<Exit> = (|| bail!("collecting garbage: {}", failed.join("; ")))();
+        return failure.exit(Exit::Left).hint("end what still uses it, then farmctl gc");
+    }
+    let left =
+        if args.check { !found.rubbish.is_empty() || !found.orphans.is_empty() } else { false };
+    Ok(if left { Exit::NotRight } else { Exit::Done })
+}
+
+fn report(args: &Args, found: &Found, context: &Context) {
+    if args.json {
+        context.ui.json(found);
+        return;
+    }
+    if args.check {
+        for what in &found.rubbish {
+            context.ui.answer(format!("rubbish: {what}"));
+        }
+    }
+    for what in &found.orphans {
+        if args.check || !args.orphans {
+            context.ui.answer(format!("orphan: {what} (farmctl gc --orphans removes it)"));
+        }
+    }
+    if found.rubbish.is_empty() && found.orphans.is_empty() {
+        context.ui.already("nothing to collect");
+    }
+}
+
+/// Things of this node that neither state nor a living or abandoned transaction names.
+fn orphans(node: &Node) -> Result<Vec<Object>> {
+    let Some(id) = node.id() else { return Ok(Vec::new()) };
+    let known = known(node)?;
+    let mut found = Vec::new();
+    for session in schroot::sessions()? {
+        if session.starts_with("fs-") && schroot::is_of_node(&session, id)? {
+            found.push(Object::Session { name: session });
+        }
+    }
+    for chroot in schroot::registered()?.into_iter().filter(|chroot| chroot.node == id) {
+        found.push(Object::Chroot { name: chroot.name });
+    }
+    let storage = storage::named(&node.settings().storage, node.layout())?;
+    for volume in storage.list()?.into_iter().filter(|volume| volume.mark.node == id) {
+        found.push(Object::Volume { storage: storage.name().to_owned(), name: volume.name });
+    }
+    for work in file::names_in(&node.layout().works())? {
+        found.push(Object::Path { path: node.layout().work(&work) });
+    }
+    found.retain(|object| !known.contains(object));
+    Ok(found)
+}
+
+fn known(node: &Node) -> Result<Vec<Object>> {
+    let mut known = node.journaled()?;
+    for app in node.apps()? {
+        for release in &app.releases {
+            known.push(Object::Volume {
+                storage: release.storage.clone(),
+                name: release.volume.clone(),
+            });
+            known
+                .push(Object::Chroot { name: layout::release_chroot(&app.name, &release.version) });
+        }
+        known.extend(app.session.map(|session| Object::Session { name: session.name }));
+    }
+    for environment in node.environments()? {
+        known.push(Object::Volume { storage: environment.storage, name: environment.volume });
+        known.push(Object::Chroot { name: layout::environment_chroot(&environment.name) });
+    }
+    Ok(known)
+}

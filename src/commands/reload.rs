@@ -1,0 +1,87 @@
+//! `farmctl reload`: the running servers take up new code without losing a request.
+
+use anyhow::{Context as _, Result};
+
+use super::Context;
+use crate::error::Exit;
+use crate::plan::Plan;
+use crate::profile::Reload;
+use crate::serve;
+use crate::supervise;
+
+/// Let an application's processes take up code changed in the session
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  farmctl reload hello\n\nA reload never changes the release: it makes servers read again what lies in their\nsession. New code comes with a new tarball, or with farmctl shell."
+)]
+pub struct Args {
+    /// The application
+    name: String,
+    /// Only this process
+    process: Option<String>,
+    /// Print what was done as JSON
+    #[arg(long)]
+    json: bool,
+    /// Show what would be done and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Carries the verb out.
+///
+/// # Errors
+/// When the new code does not pass its check (the old keeps running), or does not answer.
+pub fn run(args: &Args, context: &Context) -> Result<Exit> {
+    let node = context.node()?;
+    let started = super::started(&node, &args.name)?;
+    let processes = super::chosen_processes(&started.manifest, args.process.as_deref())?;
+    if args.dry_run {
+        let mut plan = Plan::new(format!("reload {}", args.name));
+        for process in processes {
+            if let Some(check) = serve::check_call(process, &started.session.name) {
+                let what = format!("check the new code of {}", process.name);
+                plan.commands(what, vec![check.display()]);
+            }
+            let how = match &process.reload {
+                Reload::Restart => "restart the process".to_owned(),
+                Reload::Signal(signal) => format!("send SIG{} to the process", signal.name()),
+            };
+            plan.step(format!("{how} {}", process.name));
+        }
+        context.show_plan(&plan);
+        return Ok(Exit::Done);
+    }
+    let _lock = node.lock(&args.name, "reload")?;
+    let supervisor = supervise::detect(node.layout());
+    let mut done = Vec::new();
+    for process in processes {
+        context.ui.step(format!("reloading the process {}", process.name));
+        let reloaded =
+            serve::reload(&started.app, &started.session, process, &node, supervisor.as_ref())
+                .with_context(|| format!("reloading {}", args.name))?;
+        context.ui.step(format!(
+            "{} {}: workers {} → {}",
+            reloaded.process,
+            if reloaded.by == "restart" {
+                "restarted".to_owned()
+            } else {
+                format!("got SIG{}", reloaded.by)
+            },
+            pids(&reloaded.before),
+            pids(&reloaded.after)
+        ));
+        done.push(reloaded);
+    }
+    if args.json {
+        context.ui.json(&done);
+    }
+    context.ui.done(format!("reloaded {}", args.name));
+    Ok(Exit::Done)
+}
+
+fn pids(pids: &[u32]) -> String {
+    if pids.is_empty() {
+        return "none".to_owned();
+    }
+    pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}

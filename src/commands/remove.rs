@@ -1,0 +1,188 @@
+//! `farmctl remove`: a release, an application or an environment goes; data stays.
+
+use anyhow::{Context as _, Result};
+
+use super::Context;
+use crate::account;
+use crate::error::{Exit, refuse};
+use crate::file;
+use crate::layout;
+use crate::node::{Node, Object, Transaction};
+use crate::plan::Plan;
+use crate::release::{App, Release};
+use crate::undo;
+
+/// Remove an application, one of its releases, or an environment
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  farmctl remove hello --release 1.0.0\n  farmctl remove hello\n  farmctl remove --environment hello\n\nData directories, secrets and logs stay; --data removes them as well."
+)]
+pub struct Args {
+    /// The application, or with --environment the environment
+    name: String,
+    /// Only this release
+    #[arg(long, value_name = "VERSION", conflicts_with = "environment")]
+    release: Option<String>,
+    /// The bootstrapped environment of this name instead
+    #[arg(long)]
+    environment: bool,
+    /// Also the application's data directories, secrets, logs and account
+    #[arg(long, conflicts_with_all = ["environment", "release"])]
+    data: bool,
+    /// Show what would be done and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Carries the verb out.
+///
+/// # Errors
+/// When the application runs, or something cannot be removed.
+pub fn run(args: &Args, context: &Context) -> Result<Exit> {
+    super::check_name(&args.name)?;
+    let node = context.node()?;
+    let subject = if args.environment { format!("env-{}", args.name) } else { args.name.clone() };
+    let _lock = if args.dry_run { None } else { Some(node.lock(&subject, "remove")?) };
+    if args.environment {
+        return remove_environment(args, &node, context);
+    }
+    let Some(app) = node.app(&args.name)? else {
+        return remove_rest(args, &node, context);
+    };
+    let releases: Vec<&Release> = match &args.release {
+        None => app.releases.iter().collect(),
+        Some(version) => match app.release(version) {
+            Some(release) => vec![release],
+            None => {
+                context.ui.already(format!("{} has no release {version}", app.name));
+                return Ok(Exit::Done);
+            }
+        },
+    };
+    if let Some(session) = &app.session {
+        if releases.iter().any(|release| release.version == session.version) {
+            return refuse(
+                format_args!("{} {} is running", app.name, session.version),
+                format!("farmctl stop {}", app.name),
+            );
+        }
+    }
+    let mut objects: Vec<Object> =
+        releases.iter().flat_map(|release| objects_of(&app, release, &node)).collect();
+    let whole = releases.len() == app.releases.len();
+    if whole {
+        objects.extend(rest_of(args, &app.name, &node)?);
+    }
+    let what = match &args.release {
+        Some(version) => format!("{} {version}", app.name),
+        None => app.name.clone(),
+    };
+    if args.dry_run {
+        return show(&format!("remove {what}"), &objects, context);
+    }
+    let transaction = begin(&node, "remove", &app.name, objects)?;
+    // Forget in state, then delete: state never names what does not exist.
+    if whole {
+        node.forget_app(&app.name)?;
+    } else {
+        let versions = releases.iter().map(|release| release.version.clone());
+        let left = versions.fold(app.clone(), |app, version| app.removed(&version));
+        node.save_app(&left)?;
+    }
+    undo::remove_all(&node, transaction, &|object| {
+        context.ui.step(format!("removing {}", object.named()));
+    })
+    .with_context(|| format!("removing {what}"))?;
+    context.ui.done(format!("removed {what}"));
+    Ok(Exit::Done)
+}
+
+fn begin(node: &Node, verb: &str, subject: &str, objects: Vec<Object>) -> Result<Transaction> {
+    let mut transaction = node.begin(verb, subject)?;
+    // Removed newest first: the volume goes after what needs it.
+    for object in objects {
+        transaction.intend(object)?;
+    }
+    Ok(transaction)
+}
+
+fn show(title: &str, objects: &[Object], context: &Context) -> Result<Exit> {
+    let mut plan = Plan::new(title);
+    for object in objects.iter().rev() {
+        plan.step(format!("remove {}", object.named()));
+    }
+    context.show_plan(&plan);
+    Ok(Exit::Done)
+}
+
+fn objects_of(app: &App, release: &Release, node: &Node) -> Vec<Object> {
+    vec![
+        Object::Volume { storage: release.storage.clone(), name: release.volume.clone() },
+        Object::Path { path: node.layout().release(&app.name, &release.version) },
+        Object::Path { path: node.layout().static_export(&app.name, &release.version) },
+        Object::Chroot { name: layout::release_chroot(&app.name, &release.version) },
+    ]
+}
+
+/// What belongs to the application as a whole. The account stays as long as files of
+/// its data belong to it.
+fn rest_of(args: &Args, app: &str, node: &Node) -> Result<Vec<Object>> {
+    let layout = node.layout();
+    let has_data = !file::names_in(&layout.app_data(app))?.is_empty();
+    let mut objects = Vec::new();
+    if args.data || !has_data {
+        if account::find(app)?.is_some() {
+            objects.push(Object::Account { app: app.to_owned() });
+        }
+        objects.push(Object::Path { path: layout.app_data(app) });
+    }
+    if args.data {
+        objects.push(Object::Path { path: layout.secrets(app) });
+        objects.push(Object::Path { path: layout.app_logs(app) });
+    }
+    Ok(objects)
+}
+
+/// `--data` for an application that is no longer installed.
+fn remove_rest(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
+    let objects = if args.data { rest_of(args, &args.name, node)? } else { Vec::new() };
+    let there = |object: &Object| match object {
+        Object::Path { path } => path.exists(),
+        _ => true,
+    };
+    if !objects.iter().any(there) {
+        context.ui.already(format!("{} is not installed", args.name));
+        return Ok(Exit::Done);
+    }
+    if args.dry_run {
+        return show(&format!("remove what is left of {}", args.name), &objects, context);
+    }
+    let transaction = begin(node, "remove", &args.name, objects)?;
+    undo::remove_all(node, transaction, &|object| {
+        context.ui.step(format!("removing {}", object.named()));
+    })?;
+    context.ui.done(format!("removed the data of {}", args.name));
+    Ok(Exit::Done)
+}
+
+fn remove_environment(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
+    let Some(record) = node.environment(&args.name)? else {
+        context.ui.already(format!("there is no environment {}", args.name));
+        return Ok(Exit::Done);
+    };
+    let objects = vec![
+        Object::Volume { storage: record.storage.clone(), name: record.volume.clone() },
+        Object::Chroot { name: layout::environment_chroot(&record.name) },
+    ];
+    if args.dry_run {
+        return show(&format!("remove environment {}", record.name), &objects, context);
+    }
+    let transaction = begin(node, "remove", &format!("env-{}", record.name), objects)?;
+    node.forget_environment(&record.name)?;
+    undo::remove_all(node, transaction, &|object| {
+        context.ui.step(format!("removing {}", object.named()));
+    })
+    .with_context(|| format!("removing environment {}", record.name))?;
+    context.ui.done(format!("removed environment {}", record.name));
+    Ok(Exit::Done)
+}

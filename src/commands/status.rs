@@ -1,0 +1,278 @@
+//! `farmctl status`: one screen about one application.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::Context;
+use crate::error::Exit;
+use crate::front;
+use crate::node;
+use crate::probe;
+use crate::process;
+use crate::schroot;
+use crate::storage;
+use crate::supervise;
+use crate::ui;
+
+/// Show how an application is doing
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  farmctl status hello --json\n\nExits 3 when something that should run does not."
+)]
+pub struct Args {
+    /// The application
+    name: String,
+    /// Print it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Status {
+    name: String,
+    state: &'static str,
+    release: Option<String>,
+    identity: Option<String>,
+    releases: Vec<String>,
+    session: Option<SessionStatus>,
+    processes: Vec<ProcessStatus>,
+    front: Option<FrontStatus>,
+    storage: String,
+    free_bytes: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct SessionStatus {
+    name: String,
+    live: bool,
+    begun: i64,
+    written_bytes: u64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct ProcessStatus {
+    name: String,
+    state: String,
+    pid: Option<u32>,
+    workers: usize,
+    memory_bytes: u64,
+    since: Option<i64>,
+    ready: Option<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct FrontStatus {
+    address: String,
+    published: bool,
+}
+
+/// Carries the verb out.
+///
+/// # Errors
+/// When the application is not installed or its state is damaged.
+pub fn run(args: &Args, context: &Context) -> Result<Exit> {
+    super::check_name(&args.name)?;
+    let node = context.node()?;
+    let app = node.installed(&args.name)?;
+    let version =
+        app.session.as_ref().map(|session| session.version.clone()).or(app.current.clone());
+    let release = version.as_deref().and_then(|version| app.release(version));
+    let manifest = match &version {
+        Some(version) => Some(super::manifest_of(&node, &app, version)?),
+        None => None,
+    };
+    let mut processes = Vec::new();
+    let mut sound = true;
+    let mut session_status = None;
+    if let (Some(session), Some(manifest)) = (&app.session, &manifest) {
+        let live = schroot::is_live(&session.name)?;
+        sound &= live;
+        session_status = Some(SessionStatus {
+            name: session.name.clone(),
+            live,
+            begun: session.begun,
+            written_bytes: schroot::written(&session.name)?,
+        });
+        let states = supervise::detect(node.layout()).states(&app.name)?;
+        for process in &manifest.profile.processes {
+            let state = states.iter().find(|state| state.process == process.name);
+            let pid = state.and_then(|state| state.pid);
+            let workers = pid.map(process::children).transpose()?.unwrap_or_default();
+            let ready = process.ready.as_ref().map(|ready| {
+                let socket = node.layout().socket(&app.name, &session.name, &process.name);
+                match probe::ready(&socket, &ready.http) {
+                    Ok(answer) => answer.status.to_string(),
+                    Err(_) => "no answer".to_owned(),
+                }
+            });
+            sound &= pid.is_some() && ready.as_deref() != Some("no answer");
+            processes.push(ProcessStatus {
+                name: process.name.clone(),
+                state: state.map_or("stopped".to_owned(), |state| state.state.to_string()),
+                pid,
+                workers: workers.len(),
+                memory_bytes: pid.into_iter().chain(workers).filter_map(process::memory).sum(),
+                since: state.and_then(|state| state.since),
+                ready,
+            });
+        }
+    }
+    let front = match manifest
+        .as_ref()
+        .and_then(|manifest| manifest.profile.front.as_ref().map(|front| (manifest, front)))
+    {
+        Some((manifest, front)) => {
+            let published = app.session.is_some() && front::is_published(node.layout(), manifest)?;
+            sound &= published || app.session.is_none();
+            Some(FrontStatus { address: front::address(front), published })
+        }
+        None => None,
+    };
+    let backend = release.map_or("directory", |release| release.storage.as_str());
+    let status = Status {
+        state: match (&app.session, sound) {
+            (None, _) => "stopped",
+            (Some(_), true) => "running",
+            (Some(_), false) => "broken",
+        },
+        identity: release.map(|release| release.identity.clone()),
+        release: version,
+        releases: app.releases.iter().map(|release| release.version.clone()).collect(),
+        session: session_status,
+        processes,
+        front,
+        storage: backend.to_owned(),
+        free_bytes: storage::named(backend, node.layout())?.usage()?.free,
+        name: app.name,
+    };
+    if args.json {
+        context.ui.json(&status);
+    } else {
+        context.ui.answer(render(&status, node::now()));
+    }
+    Ok(if sound { Exit::Done } else { Exit::NotRight })
+}
+
+fn render(status: &Status, now: i64) -> String {
+    let row = |label: &str, text: String| vec![label.to_owned(), text];
+    let mut rows = vec![row(&status.name, status.state.to_owned())];
+    if let Some(release) = &status.release {
+        let identity = status.identity.as_deref().unwrap_or_default();
+        let others: Vec<&str> = status
+            .releases
+            .iter()
+            .map(String::as_str)
+            .filter(|version| version != release)
+            .collect();
+        let others = if others.is_empty() {
+            String::new()
+        } else {
+            format!("; also installed: {}", others.join(", "))
+        };
+        rows.push(row(
+            "release",
+            format!("{release} (sha256 {}){others}", identity.get(..12).unwrap_or(identity)),
+        ));
+    }
+    if let Some(session) = &status.session {
+        let live = if session.live { "" } else { ", not mounted" };
+        rows.push(row(
+            "session",
+            format!(
+                "{}, begun {} ago, {} written{live}",
+                session.name,
+                ago(now - session.begun),
+                ui::size(session.written_bytes)
+            ),
+        ));
+    }
+    for process in &status.processes {
+        let pid = process.pid.map_or(String::new(), |pid| format!(", pid {pid}"));
+        let workers = if process.workers == 0 {
+            String::new()
+        } else {
+            format!(", {} workers", process.workers)
+        };
+        let since =
+            process.since.map_or(String::new(), |since| format!(", up {}", ago(now - since)));
+        let memory = if process.memory_bytes == 0 {
+            String::new()
+        } else {
+            format!(", {}", ui::size(process.memory_bytes))
+        };
+        let ready =
+            process.ready.as_ref().map_or(String::new(), |ready| format!(", answers {ready}"));
+        rows.push(row(
+            &format!("process {}", process.name),
+            format!("{}{pid}{workers}{memory}{since}{ready}", process.state),
+        ));
+    }
+    if let Some(front) = &status.front {
+        let published = if front.published { "" } else { " (not published)" };
+        rows.push(row("front", format!("{}{published}", front.address)));
+    }
+    rows.push(row("storage", format!("{}, {} free", status.storage, ui::size(status.free_bytes))));
+    if status.state == "broken" {
+        rows.push(row("hint", format!("farmctl start {} brings it back", status.name)));
+    }
+    ui::table(&rows)
+}
+
+/// A span of seconds as people read it.
+fn ago(seconds: i64) -> String {
+    match seconds.max(0) {
+        time @ 0..=119 => format!("{time} s"),
+        time @ 120..=7199 => format!("{} min", time / 60),
+        time @ 7200..=172_799 => format!("{} h", time / 3600),
+        time => format!("{} days", time / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_of_a_running_application_fits_one_screen() {
+        let status = Status {
+            name: "shop".to_owned(),
+            state: "running",
+            release: Some("1.4.2".to_owned()),
+            identity: Some("0123456789abcdef".to_owned()),
+            releases: vec!["1.4.1".to_owned(), "1.4.2".to_owned()],
+            session: Some(SessionStatus {
+                name: "fs-shop-1".to_owned(),
+                live: true,
+                begun: 100,
+                written_bytes: 2048,
+            }),
+            processes: vec![ProcessStatus {
+                name: "web".to_owned(),
+                state: "running".to_owned(),
+                pid: Some(42),
+                workers: 5,
+                memory_bytes: 10 << 20,
+                since: Some(100),
+                ready: Some("200".to_owned()),
+            }],
+            front: Some(FrontStatus {
+                address: "http://127.0.0.1:8080/".to_owned(),
+                published: true,
+            }),
+            storage: "directory".to_owned(),
+            free_bytes: 5 << 30,
+        };
+        insta::assert_snapshot!(render(&status, 400), @r"
+        shop         running
+        release      1.4.2 (sha256 0123456789ab); also installed: 1.4.1
+        session      fs-shop-1, begun 5 min ago, 2.00 KiB written
+        process web  running, pid 42, 5 workers, 10.00 MiB, up 5 min, answers 200
+        front        http://127.0.0.1:8080/
+        storage      directory, 5.00 GiB free
+        ");
+    }
+}

@@ -1,0 +1,210 @@
+//! What an error carries to the face: a message, at most one hint, and an exit code.
+//!
+//! Every floor raises errors, so this module lies under all of them and knows none.
+//! Contexts are lower-case gerunds that name the object ("unpacking hello_1.0_amd64.tar.xz");
+//! [`render`] joins them with colons and puts the hint on its own line.
+
+use std::fmt;
+
+/// How a run of farmctl ended, as its exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Done, or already so.
+    Done = 0,
+    /// Failed, and nothing is left behind.
+    Failed = 1,
+    /// The command line or the profile cannot be used as written.
+    Usage = 2,
+    /// Looked, and it is not right (`verify`, `doctor`, `gc --check`).
+    NotRight = 3,
+    /// Failed, and undoing it failed as well: something is left.
+    Left = 4,
+    /// SIGINT or SIGTERM; what had been begun was undone.
+    Interrupted = 130,
+}
+
+/// An error with what the user may type next, or with an exit status of its own.
+#[derive(Debug)]
+struct Marked {
+    source: anyhow::Error,
+    hint: Option<String>,
+    exit: Option<Exit>,
+}
+
+impl fmt::Display for Marked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(f)
+    }
+}
+
+impl std::error::Error for Marked {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.chain().nth(1)
+    }
+}
+
+/// Attaches a hint or an exit status to whatever went wrong.
+pub trait Mark<T> {
+    /// Says what to type next. The innermost hint wins: it knows most.
+    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T>;
+    /// Like [`Mark::hint`], worked out only when there is an error.
+    fn hint_with(self, hint: impl FnOnce() -> String) -> anyhow::Result<T>;
+    /// Ends the run with this status instead of [`Exit::Failed`].
+    fn exit(self, exit: Exit) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> Mark<T> for Result<T, E> {
+    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
+        self.hint_with(|| hint.into())
+    }
+
+    fn hint_with(self, hint: impl FnOnce() -> String) -> anyhow::Result<T> {
+        self.map_err(|error| Marked { source: error.into(), hint: Some(hint()), exit: None }.into())
+    }
+
+    fn exit(self, exit: Exit) -> anyhow::Result<T> {
+        self.map_err(|error| Marked { source: error.into(), hint: None, exit: Some(exit) }.into())
+    }
+}
+
+/// Refuses with a message and the next thing to type.
+pub fn refuse<T>(message: impl fmt::Display, hint: impl Into<String>) -> anyhow::Result<T> {
+    Err(anyhow::anyhow!("{message}")).hint(hint)
+}
+
+/// The error of a run that SIGINT or SIGTERM ended.
+#[must_use]
+pub fn interrupted() -> anyhow::Error {
+    let interrupted: anyhow::Result<()> = Err(anyhow::anyhow!("interrupted"));
+    match interrupted.exit(Exit::Interrupted) {
+        Err(error) => error,
+        Ok(()) => unreachable!("the result was built as an error"),
+    }
+}
+
+fn marks(error: &anyhow::Error) -> impl Iterator<Item = &Marked> {
+    error.chain().filter_map(|cause| cause.downcast_ref::<Marked>())
+}
+
+/// What to do about a full disk.
+pub const NO_SPACE: &str = "farmctl gc, farmctl remove NAME --release VERSION, or a larger disk";
+
+/// Whether a full disk (or quota) is at the bottom of an error.
+#[must_use]
+pub fn is_no_space(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<std::io::Error>().is_some_and(|cause| {
+            matches!(
+                cause.kind(),
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+            )
+        }) || cause.downcast_ref::<nix::errno::Errno>() == Some(&nix::errno::Errno::ENOSPC)
+            || cause.downcast_ref::<Marked>().is_some_and(|mark| is_no_space(&mark.source))
+            // What a tool says, always in English.
+            || cause.to_string().contains(": No space left on device")
+    })
+}
+
+/// The innermost hint of an error. A full disk has one of its own, whatever was being done.
+#[must_use]
+pub fn hint_of(error: &anyhow::Error) -> Option<&str> {
+    if is_no_space(error) {
+        return Some(NO_SPACE);
+    }
+    // A mark's own source may carry marks that `chain` does not reach, because a
+    // mark stands in for its source's first link.
+    let mut found = None;
+    for mark in marks(error) {
+        found = hint_of(&mark.source).or(mark.hint.as_deref()).or(found);
+    }
+    found
+}
+
+/// The exit status of an error: the most serious one marked, else [`Exit::Failed`].
+#[must_use]
+pub fn exit_of(error: &anyhow::Error) -> Exit {
+    fn worst(error: &anyhow::Error) -> Option<Exit> {
+        marks(error).flat_map(|mark| [mark.exit, worst(&mark.source)]).flatten().max_by_key(
+            |exit| match exit {
+                Exit::Left => 2,
+                Exit::Interrupted => 1,
+                _ => 0,
+            },
+        )
+    }
+    worst(error).unwrap_or(Exit::Failed)
+}
+
+/// A message without std's " (os error 2)": the words say the same.
+fn without_number(text: &str) -> String {
+    match text.split_once(" (os error ") {
+        Some((words, rest)) => match rest.split_once(')') {
+            Some((_, rest)) => format!("{words}{rest}"),
+            None => text.to_owned(),
+        },
+        None => text.to_owned(),
+    }
+}
+
+/// The error as a user reads it: one line of contexts, then the hint.
+#[must_use]
+pub fn render(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    let mut last = String::new();
+    for cause in error.chain() {
+        let text = without_number(&cause.to_string());
+        // `Marked` repeats nothing, but crates that print their source do.
+        if text == last || (!last.is_empty() && last.ends_with(&text)) {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(": ");
+        }
+        line.push_str(text.trim_end());
+        last = text;
+    }
+    match hint_of(error) {
+        Some(hint) => format!("error: {line}\nhint: {hint}"),
+        None => format!("error: {line}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+
+    #[test]
+    fn contexts_are_joined_and_the_innermost_hint_is_printed() {
+        let disk: anyhow::Result<()> = refuse("no space left on device", "farmctl gc");
+        let error = disk
+            .context("unpacking shop_1.4.2_amd64.tar.xz")
+            .context("installing shop 1.4.2")
+            .hint("farmctl doctor")
+            .expect_err("it was built as an error");
+        assert_eq!(
+            render(&error),
+            "error: installing shop 1.4.2: unpacking shop_1.4.2_amd64.tar.xz: \
+             no space left on device\nhint: farmctl gc"
+        );
+        assert_eq!(exit_of(&error), Exit::Failed);
+    }
+
+    #[test]
+    fn an_errors_number_is_left_out_and_its_words_stay() {
+        let missing = std::io::Error::from_raw_os_error(2);
+        let error =
+            Err::<(), _>(missing).context("reading x").expect_err("it was built as an error");
+        assert_eq!(render(&error), "error: reading x: No such file or directory");
+    }
+
+    #[test]
+    fn leftovers_outrank_an_interruption() {
+        let error = Err::<(), _>(interrupted())
+            .context("baking hello")
+            .exit(Exit::Left)
+            .expect_err("it was built as an error");
+        assert_eq!(exit_of(&error), Exit::Left);
+        assert_eq!(render(&error), "error: baking hello: interrupted");
+    }
+}

@@ -1,0 +1,285 @@
+//! Every path farmctl owns, and the few it writes on other packages' ground.
+//!
+//! `--root DIR` relocates farmctl's own paths. schroot and nginx have no such switch:
+//! their files lie where those programs look for them.
+
+use std::path::{Path, PathBuf};
+
+/// Where farmctl keeps its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+    cache: Option<PathBuf>,
+}
+
+impl Layout {
+    /// Paths beneath `root` (`/` on a node); the cache elsewhere if `cache` says so.
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>, cache: Option<PathBuf>) -> Self {
+        Self { root: root.into(), cache }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.root.join("var/lib/farmctl")
+    }
+
+    fn runtime(&self) -> PathBuf {
+        self.root.join("run/farmctl")
+    }
+
+    /// The root all other paths lie beneath.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Settings of the node, written by the administrator.
+    #[must_use]
+    pub fn node_settings(&self) -> PathBuf {
+        self.root.join("etc/farmctl/node.toml")
+    }
+
+    /// Secrets of an application: `KEY=VALUE` lines, root only.
+    #[must_use]
+    pub fn secrets(&self, app: &str) -> PathBuf {
+        self.root.join("etc/farmctl/apps").join(format!("{app}.env"))
+    }
+
+    /// Identity of the node.
+    #[must_use]
+    pub fn node_file(&self) -> PathBuf {
+        self.state().join("node.json")
+    }
+
+    /// Directory of the applications' state files.
+    #[must_use]
+    pub fn apps(&self) -> PathBuf {
+        self.state().join("apps")
+    }
+
+    /// State of an application.
+    #[must_use]
+    pub fn app_file(&self, app: &str) -> PathBuf {
+        self.apps().join(format!("{app}.json"))
+    }
+
+    /// Directory of the environments' records.
+    #[must_use]
+    pub fn environments(&self) -> PathBuf {
+        self.state().join("environments")
+    }
+
+    /// Record of a bootstrapped environment.
+    #[must_use]
+    pub fn environment_file(&self, name: &str) -> PathBuf {
+        self.environments().join(format!("{name}.json"))
+    }
+
+    /// Directory of the records of unfinished transactions.
+    #[must_use]
+    pub fn transactions(&self) -> PathBuf {
+        self.state().join("tx")
+    }
+
+    /// Record of a transaction.
+    #[must_use]
+    pub fn transaction_file(&self, id: &str) -> PathBuf {
+        self.transactions().join(format!("{id}.json"))
+    }
+
+    /// Manifest and file index of an installed release.
+    #[must_use]
+    pub fn release(&self, app: &str, version: &str) -> PathBuf {
+        self.state().join("releases").join(app).join(version)
+    }
+
+    /// Root-owned copy of a release's static files, for nginx.
+    #[must_use]
+    pub fn static_export(&self, app: &str, version: &str) -> PathBuf {
+        self.state().join("static").join(app).join(version)
+    }
+
+    /// Directory of the volumes of the `directory` storage.
+    #[must_use]
+    pub fn volumes(&self) -> PathBuf {
+        self.state().join("volumes")
+    }
+
+    /// Directory of an application's data on this node.
+    #[must_use]
+    pub fn app_data(&self, app: &str) -> PathBuf {
+        self.state().join("data").join(app)
+    }
+
+    /// Scratch directory of a transaction, on the file system of the state.
+    #[must_use]
+    pub fn work(&self, transaction: &str) -> PathBuf {
+        self.state().join("work").join(transaction)
+    }
+
+    /// Directory of scratch directories.
+    #[must_use]
+    pub fn works(&self) -> PathBuf {
+        self.state().join("work")
+    }
+
+    /// Directory of farmctl's supervisord configuration.
+    #[must_use]
+    pub fn supervisor(&self) -> PathBuf {
+        self.state().join("supervisor")
+    }
+
+    /// Everything that can be made again.
+    #[must_use]
+    pub fn cache(&self) -> PathBuf {
+        self.cache.clone().unwrap_or_else(|| self.root.join("var/cache/farmctl"))
+    }
+
+    /// Bootstrapped trees, by the hash of what they were made from.
+    #[must_use]
+    pub fn bootstrap_cache(&self) -> PathBuf {
+        self.cache().join("bootstrap")
+    }
+
+    /// Programs fetched for builds (uv).
+    #[must_use]
+    pub fn tools(&self) -> PathBuf {
+        self.cache().join("tools")
+    }
+
+    /// Locks, one file per application or environment.
+    #[must_use]
+    pub fn lock(&self, subject: &str) -> PathBuf {
+        self.runtime().join("lock").join(subject)
+    }
+
+    /// The directory of an application's sockets, bound into its session at [`SOCKETS_INSIDE`].
+    #[must_use]
+    pub fn sockets(&self, app: &str) -> PathBuf {
+        self.runtime().join("apps").join(app)
+    }
+
+    /// A process's socket on the host.
+    #[must_use]
+    pub fn socket(&self, app: &str, session: &str, process: &str) -> PathBuf {
+        self.sockets(app).join(format!("{session}.{process}.sock"))
+    }
+
+    /// Directory of the links nginx follows.
+    #[must_use]
+    pub fn front(&self) -> PathBuf {
+        self.runtime().join("front")
+    }
+
+    /// The link nginx connects through: to the current session's socket.
+    #[must_use]
+    pub fn front_socket(&self, app: &str) -> PathBuf {
+        self.front().join(format!("{app}.sock"))
+    }
+
+    /// The link nginx serves static files through: to the current release's export.
+    #[must_use]
+    pub fn front_static(&self, app: &str) -> PathBuf {
+        self.front().join(format!("{app}.static"))
+    }
+
+    /// Control socket of farmctl's supervisord.
+    #[must_use]
+    pub fn supervisor_socket(&self) -> PathBuf {
+        self.runtime().join("supervisor.sock")
+    }
+
+    /// Pid file of farmctl's supervisord.
+    #[must_use]
+    pub fn supervisor_pid(&self) -> PathBuf {
+        self.runtime().join("supervisord.pid")
+    }
+
+    /// Directory of all logs.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.root.join("var/log/farmctl")
+    }
+
+    /// Directory of an application's logs.
+    #[must_use]
+    pub fn app_logs(&self, app: &str) -> PathBuf {
+        self.logs().join(app)
+    }
+
+    /// Log of one process.
+    #[must_use]
+    pub fn process_log(&self, app: &str, process: &str) -> PathBuf {
+        self.app_logs(app).join(format!("{process}.log"))
+    }
+}
+
+/// Where an application's sockets appear inside its session: short, and the same on every node.
+pub const SOCKETS_INSIDE: &str = "/run/farmctl/sockets";
+/// Runtime directory of the start script inside a session.
+pub const PROJECT_RUN: &str = "/run/project";
+/// The start script inside an environment.
+pub const START_SCRIPT: &str = "/usr/local/bin/project";
+
+/// schroot's directory of chroot definitions.
+pub const SCHROOT_CHROOTS: &str = "/etc/schroot/chroot.d";
+/// farmctl's schroot profile directory.
+pub const SCHROOT_PROFILE: &str = "/etc/schroot/farmctl";
+/// schroot's session files.
+pub const SCHROOT_SESSIONS: &str = "/var/lib/schroot/session";
+/// Where schroot mounts sessions.
+pub const SCHROOT_MOUNTS: &str = "/run/schroot/mount";
+/// Where schroot keeps the writable layers of overlay sessions.
+pub const SCHROOT_UNION: &str = "/var/lib/schroot/union";
+/// nginx's vhosts.
+pub const NGINX_AVAILABLE: &str = "/etc/nginx/sites-available";
+/// nginx's enabled vhosts.
+pub const NGINX_ENABLED: &str = "/etc/nginx/sites-enabled";
+
+/// Name of an environment to schroot.
+#[must_use]
+pub fn environment_chroot(name: &str) -> String {
+    format!("farmctl-env-{name}")
+}
+
+/// Name of a release to schroot.
+#[must_use]
+pub fn release_chroot(app: &str, version: &str) -> String {
+    format!("farmctl-{app}-{version}")
+}
+
+/// Volume of an environment.
+#[must_use]
+pub fn environment_volume(name: &str) -> String {
+    format!("fv-env-{name}")
+}
+
+/// Volume of a release.
+#[must_use]
+pub fn release_volume(app: &str, version: &str) -> String {
+    format!("fv-{app}-{version}")
+}
+
+/// Volume a bake works in.
+#[must_use]
+pub fn stage_volume(transaction: &str) -> String {
+    format!("fv-stage-{transaction}")
+}
+
+/// Name of a session.
+#[must_use]
+pub fn session(app: &str, id: &str) -> String {
+    format!("fs-{app}-{id}")
+}
+
+/// Host account of an application.
+#[must_use]
+pub fn account(app: &str) -> String {
+    format!("farmctl-{app}")
+}
+
+/// File name of an nginx vhost.
+#[must_use]
+pub fn vhost(app: &str) -> String {
+    format!("farmctl-{app}")
+}

@@ -1,0 +1,113 @@
+//! The logs of processes: their last lines, and following them.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// How far back from its end a log is read for its last lines, in bytes.
+const WINDOW: u64 = 256 << 10;
+
+/// The last lines of a log; none if there is no log.
+///
+/// # Errors
+/// When it is there and cannot be read.
+pub fn last_lines(path: &Path, count: usize) -> Result<Vec<String>> {
+    let size = size(path)?;
+    lines_since(path, size.saturating_sub(WINDOW)).map(|mut lines| {
+        let first = lines.len().saturating_sub(count);
+        lines.drain(..first);
+        lines
+    })
+}
+
+/// Bytes of a log so far.
+///
+/// # Errors
+/// When it is there and cannot be looked at.
+pub fn size(path: &Path) -> Result<u64> {
+    match std::fs::metadata(path) {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error).with_context(|| format!("looking at {}", path.display())),
+    }
+}
+
+/// Lines written after `offset`.
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn lines_since(path: &Path, offset: u64) -> Result<Vec<String>> {
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
+    };
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(offset))
+        .and_then(|_| file.read_to_end(&mut bytes))
+        .with_context(|| format!("reading {}", path.display()))?;
+    Ok(String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect())
+}
+
+/// A log that is being written and rotated.
+#[derive(Debug)]
+pub struct Follower {
+    path: PathBuf,
+    inode: u64,
+    offset: u64,
+}
+
+impl Follower {
+    /// Follows the log from its present end.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn at_end(path: &Path) -> Result<Self> {
+        let inode = std::fs::metadata(path).map_or(0, |metadata| metadata.ino());
+        Ok(Self { path: path.to_owned(), inode, offset: size(path)? })
+    }
+
+    /// What was written since the last call, after a rotation from the new file's start.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn read(&mut self) -> Result<Vec<u8>> {
+        let Ok(mut file) = File::open(&self.path) else { return Ok(Vec::new()) };
+        let metadata =
+            file.metadata().with_context(|| format!("looking at {}", self.path.display()))?;
+        if metadata.ino() != self.inode || metadata.len() < self.offset {
+            self.inode = metadata.ino();
+            self.offset = 0;
+        }
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(self.offset))
+            .and_then(|_| file.read_to_end(&mut bytes))
+            .with_context(|| format!("reading {}", self.path.display()))?;
+        self.offset += bytes.len() as u64;
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    #[test]
+    fn a_follower_goes_on_in_the_new_file_after_a_rotation() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let path = root.path().join("web.log");
+        std::fs::write(&path, "old\n").expect("it is writable");
+        let mut follower = Follower::at_end(&path).expect("it is there");
+        let mut log = File::options().append(true).open(&path).expect("it is there");
+        log.write_all(b"one\n").expect("it is writable");
+        assert_eq!(follower.read().expect("it is readable"), b"one\n");
+        std::fs::rename(&path, root.path().join("web.log.1")).expect("same directory");
+        std::fs::write(&path, "two\n").expect("it is writable");
+        assert_eq!(follower.read().expect("it is readable"), b"two\n");
+        assert_eq!(last_lines(&path, 1).expect("it is readable"), ["two"]);
+    }
+}

@@ -1,0 +1,66 @@
+//! Words to functions, and an error to words.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use farmctl::cli::{Cli, Verb};
+use farmctl::commands::{self, Context};
+use farmctl::error::{self, Exit};
+use farmctl::layout::Layout;
+use farmctl::run;
+use farmctl::ui::{Ui, Verbosity};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ui = Ui::new(cli.verbosity());
+    let level = match (cli.verbosity(), cli.shows_output()) {
+        (Verbosity::Verbose, true) => tracing::Level::DEBUG,
+        (Verbosity::Verbose, false) => tracing::Level::INFO,
+        _ => tracing::Level::ERROR,
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_max_level(level)
+        .with_ansi(ui.color())
+        .without_time()
+        .with_target(false)
+        .with_level(false)
+        .init();
+    // Caches and other reproducible things may be shared between roots.
+    let cache = std::env::var_os("FARMCTL_CACHE").map(Into::into);
+    let root = std::path::absolute(&cli.root).unwrap_or_else(|_| cli.root.clone());
+    let context = Context { ui, layout: Layout::new(root, cache) };
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let result = run::watch_signals().and_then(|()| dispatch(&cli.verb, &context));
+    let exit = match result {
+        Ok(exit) => exit,
+        Err(error) => {
+            context.ui.error(&error::render(&error));
+            error::exit_of(&error)
+        }
+    };
+    ExitCode::from(exit as u8)
+}
+
+fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
+    match verb {
+        Verb::Bootstrap(args) => commands::bootstrap::run(args, context),
+        Verb::Lock(args) => commands::lock::run(args, context),
+        Verb::Bake(args) => commands::bake::run(args, context),
+        Verb::Install(args) => commands::install::run(args, context),
+        Verb::Start(args) => commands::start::run(args, context),
+        Verb::Stop(args) => commands::stop::run(args, context),
+        Verb::Restart(args) => commands::restart::run(args, context),
+        Verb::Reload(args) => commands::reload::run(args, context),
+        Verb::Status(args) => commands::status::run(args, context),
+        Verb::Logs(args) => commands::logs::run(args, context),
+        Verb::Shell(args) => commands::shell::run(args, context),
+        Verb::List(args) => commands::list::run(args, context),
+        Verb::Show(args) => commands::show::run(args, context),
+        Verb::Verify(args) => commands::verify::run(args, context),
+        Verb::Remove(args) => commands::remove::run(args, context),
+        Verb::Gc(args) => commands::gc::run(args, context),
+        Verb::Doctor(args) => commands::doctor::run(args, context),
+        Verb::Tend(args) => commands::tend::run(args, context),
+    }
+}

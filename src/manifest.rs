@@ -1,0 +1,304 @@
+//! The two members a node tarball begins with: its manifest and its file index.
+//!
+//! Pure values. The identity of a release is the SHA-256 of the manifest's bytes as
+//! they lie in the tarball.
+
+use std::fmt;
+
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::profile::Profile;
+
+/// The newest manifest schema this farmctl reads.
+pub const SCHEMA: u32 = 1;
+/// Name of the first member.
+pub const MANIFEST_MEMBER: &str = ".farmctl/manifest.json";
+/// Name of the second member.
+pub const FILES_MEMBER: &str = ".farmctl/files.json";
+/// Largest manifest that is read, in bytes.
+pub const MANIFEST_LIMIT: u64 = 1 << 20;
+/// Largest file index that is read, in bytes.
+pub const FILES_LIMIT: u64 = 256 << 20;
+/// Most paths a tarball may hold.
+pub const ENTRIES_LIMIT: usize = 1_000_000;
+
+/// `.farmctl/manifest.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Manifest {
+    /// Version of this format; 1.
+    pub schema: u32,
+    /// Version of the farmctl that baked it.
+    pub farmctl: String,
+    /// Name of the application.
+    pub name: String,
+    /// Version of the application.
+    pub version: String,
+    /// Debian architecture: `amd64`, `arm64`.
+    pub architecture: String,
+    /// Seconds since 1970: no file is newer.
+    pub epoch: i64,
+    /// Monotonic number for refusing downgrades; none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    /// RFC 3339 date after which an install is refused; none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<String>,
+    /// The profile it was baked from, templates included.
+    pub profile: Profile,
+    /// What went in.
+    pub inputs: Inputs,
+    /// The file index.
+    pub files: Hashed,
+    /// The tar stream after the first two members, end marker included.
+    pub payload: Payload,
+    /// The payload's segments in order, each one block of the .xz stream.
+    pub segments: Vec<Segment>,
+    /// The only set-user-ID and set-group-ID files of the payload.
+    pub set_id: Vec<SetId>,
+    /// The only files of the payload with capabilities.
+    pub capabilities: Vec<Capability>,
+}
+
+/// What went into a bake.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Inputs {
+    /// The signed indexes of the archive.
+    pub releases: Vec<InRelease>,
+    /// Debian packages in the tarball, by name.
+    pub packages: Vec<Package>,
+    /// Python distributions in the virtualenv, by name.
+    pub distributions: Vec<Distribution>,
+    /// SHA-256 over the project's files, hex; empty without a project.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub project_sha256: String,
+    /// SHA-256 of `farmctl.lock`, hex; empty without one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub lock_sha256: String,
+}
+
+/// One InRelease file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct InRelease {
+    /// Suite as the mirror names it: `bookworm-security`.
+    pub suite: String,
+    /// SHA-256 of the file, hex.
+    pub sha256: String,
+    /// Its `Date:`, seconds since 1970.
+    pub date: i64,
+}
+
+/// A Debian package.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Package {
+    /// Binary package name.
+    pub name: String,
+    /// Debian version.
+    pub version: String,
+    /// Architecture of the package.
+    pub architecture: String,
+}
+
+/// A Python distribution.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Distribution {
+    /// Name as its metadata writes it.
+    pub name: String,
+    /// Version.
+    pub version: String,
+}
+
+/// Size and hash of a piece of the tarball.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Hashed {
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256, hex.
+    pub sha256: String,
+}
+
+/// The payload as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Payload {
+    /// Bytes of tar.
+    pub size: u64,
+    /// SHA-256 of those, hex.
+    pub sha256: String,
+    /// Members.
+    pub entries: u64,
+    /// Bytes of file contents: what an installed release takes on disk, about.
+    pub content: u64,
+}
+
+/// One block of the .xz stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Segment {
+    /// Bytes of tar in it.
+    pub size: u64,
+    /// Bytes of the block in the file, padding included.
+    pub xz_size: u64,
+    /// SHA-256 of those bytes of the file, hex.
+    pub sha256: String,
+}
+
+/// A set-user-ID or set-group-ID file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SetId {
+    /// Path, no leading slash.
+    pub path: String,
+    /// Permission bits, 12 of them.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A file with capabilities.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Capability {
+    /// Path, no leading slash.
+    pub path: String,
+    /// Value of `security.capability`, hex.
+    pub value: String,
+}
+
+/// `.farmctl/files.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct FileIndex {
+    /// Version of this format; 1.
+    pub schema: u32,
+    /// Every path, ascending by bytes; at most [`ENTRIES_LIMIT`].
+    #[serde(deserialize_with = "bounded")]
+    pub files: Vec<FileEntry>,
+}
+
+/// One path of the payload.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct FileEntry {
+    /// Path, no leading slash; bytes that are not UTF-8 do not occur in a tarball farmctl bakes.
+    pub path: String,
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits, 12 of them; 0o777 for symbolic links.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time, seconds since 1970.
+    pub mtime: i64,
+    /// Whose it is.
+    pub owner: Owner,
+}
+
+/// What a path is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum FileKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File {
+        /// Bytes.
+        size: u64,
+        /// SHA-256 of the contents, hex.
+        sha256: String,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// What it points to, as stored.
+        target: String,
+    },
+    /// Another name of an earlier file.
+    HardLink {
+        /// Path of that file.
+        target: String,
+    },
+}
+
+/// Whose a path is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Owner {
+    /// A Debian package.
+    Package(String),
+    /// A Python distribution.
+    Distribution(String),
+    /// The project.
+    Project,
+    /// Made by maintainer scripts or by farmctl.
+    Generated,
+}
+
+/// Reads the entries of a file index and stops at [`ENTRIES_LIMIT`], before memory is
+/// spent on what would be refused anyway.
+fn bounded<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<FileEntry>, D::Error> {
+    struct Entries;
+    impl<'de> Visitor<'de> for Entries {
+        type Value = Vec<FileEntry>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {ENTRIES_LIMIT} files")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let mut files = Vec::new();
+            while let Some(entry) = entries.next_element()? {
+                if files.len() == ENTRIES_LIMIT {
+                    return Err(A::Error::invalid_length(ENTRIES_LIMIT + 1, &self));
+                }
+                files.push(entry);
+            }
+            Ok(files)
+        }
+    }
+    deserializer.deserialize_seq(Entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_reads_back_as_it_was_written() {
+        let entry = FileEntry {
+            path: "usr/bin/env".to_owned(),
+            kind: FileKind::File { size: 3, sha256: "00".to_owned() },
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: 7,
+            owner: Owner::Package("coreutils".to_owned()),
+        };
+        let text = r#"{"path":"usr/bin/env","kind":{"file":{"size":3,"sha256":"00"}},"mode":493,"uid":0,"gid":0,"mtime":7,"owner":{"package":"coreutils"}}"#;
+        assert_eq!(serde_json::to_string(&entry).expect("plain values"), text);
+        assert_eq!(serde_json::from_str::<FileEntry>(text).expect("as written"), entry);
+        let directory = FileEntry { kind: FileKind::Directory, ..entry };
+        let text = serde_json::to_string(&directory).expect("plain values");
+        assert!(text.contains(r#""kind":"directory""#), "{text}");
+    }
+
+    #[test]
+    fn an_unknown_key_of_an_entry_is_refused() {
+        for text in [
+            r#"{"path":"a","kind":"directory","mode":0,"uid":0,"gid":0,"mtime":0,"owner":"project","x":1}"#,
+            r#"{"path":"a","kind":{"symlink":{"target":"b","x":1}},"mode":0,"uid":0,"gid":0,"mtime":0,"owner":"project"}"#,
+        ] {
+            let error = serde_json::from_str::<FileEntry>(text).expect_err("it has a key x");
+            assert!(error.to_string().contains("unknown field `x`"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! What a node knows about an application: its releases and what should run.
+//!
+//! Pure values and transitions; [`crate::node`] reads and writes them. None of these
+//! functions touches the disk.
+
+use serde::{Deserialize, Serialize};
+
+use crate::manifest::InRelease;
+
+/// The newest state schema this farmctl reads.
+pub const SCHEMA: u32 = 1;
+
+/// State of one application.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct App {
+    /// Version of this format; 1.
+    pub schema: u32,
+    /// Name.
+    pub name: String,
+    /// User id of its account on this host.
+    pub uid: u32,
+    /// Installed releases, oldest first.
+    pub releases: Vec<Release>,
+    /// Version that runs, or runs next.
+    pub current: Option<String>,
+    /// Version that ran before.
+    pub previous: Option<String>,
+    /// The session that serves, while the application is started.
+    pub session: Option<Session>,
+}
+
+/// One installed node tarball.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Release {
+    /// Version.
+    pub version: String,
+    /// SHA-256 of its manifest, hex.
+    pub identity: String,
+    /// Storage backend that keeps its volume.
+    pub storage: String,
+    /// Name of the volume.
+    pub volume: String,
+    /// When it was installed, seconds since 1970.
+    pub installed: i64,
+}
+
+/// A schroot session of a release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Session {
+    /// Name to schroot.
+    pub name: String,
+    /// Version of the release it was begun from.
+    pub version: String,
+    /// When it was begun, seconds since 1970.
+    pub begun: i64,
+}
+
+/// A bootstrapped environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct EnvironmentRecord {
+    /// Version of this format; 1.
+    pub schema: u32,
+    /// Name.
+    pub name: String,
+    /// Hash of what it was made from, hex.
+    pub inputs: String,
+    /// Storage backend that keeps its volume.
+    pub storage: String,
+    /// Name of the volume.
+    pub volume: String,
+    /// Debian suite.
+    pub suite: String,
+    /// Debian architecture.
+    pub architecture: String,
+    /// Newest date among the archive's indexes, seconds since 1970.
+    pub epoch: i64,
+    /// The signed indexes of the archive it was made from.
+    pub releases: Vec<InRelease>,
+    /// When it was made, seconds since 1970.
+    pub made: i64,
+}
+
+impl App {
+    /// An application without releases.
+    #[must_use]
+    pub fn new(name: &str, uid: u32) -> Self {
+        Self {
+            schema: SCHEMA,
+            name: name.to_owned(),
+            uid,
+            releases: Vec::new(),
+            current: None,
+            previous: None,
+            session: None,
+        }
+    }
+
+    /// The release of this version.
+    #[must_use]
+    pub fn release(&self, version: &str) -> Option<&Release> {
+        self.releases.iter().find(|release| release.version == version)
+    }
+
+    /// The current release.
+    #[must_use]
+    pub fn current_release(&self) -> Option<&Release> {
+        self.current.as_deref().and_then(|version| self.release(version))
+    }
+
+    /// With `release` added; it becomes current if nothing was, or nothing runs.
+    #[must_use]
+    pub fn installed(mut self, release: Release) -> Self {
+        let version = release.version.clone();
+        self.releases.retain(|known| known.version != version);
+        self.releases.push(release);
+        if self.session.is_none() {
+            self = self.made_current(&version);
+        }
+        self
+    }
+
+    /// With `version` as the release that runs next.
+    #[must_use]
+    pub fn made_current(mut self, version: &str) -> Self {
+        if self.current.as_deref() != Some(version) {
+            self.previous = self.current.replace(version.to_owned());
+        }
+        self
+    }
+
+    /// With `session` serving.
+    #[must_use]
+    pub fn started(self, session: Session) -> Self {
+        let mut app = self.made_current(&session.version);
+        app.session = Some(session);
+        app
+    }
+
+    /// With nothing serving.
+    #[must_use]
+    pub fn stopped(mut self) -> Self {
+        self.session = None;
+        self
+    }
+
+    /// Without the release of this version.
+    #[must_use]
+    pub fn removed(mut self, version: &str) -> Self {
+        self.releases.retain(|release| release.version != version);
+        if self.previous.as_deref() == Some(version) {
+            self.previous = None;
+        }
+        if self.current.as_deref() == Some(version) {
+            let older = self.releases.last().map(|release| release.version.clone());
+            self.current = self.previous.take().or(older);
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn release(version: &str) -> Release {
+        Release {
+            version: version.to_owned(),
+            identity: "00".to_owned(),
+            storage: "directory".to_owned(),
+            volume: format!("fv-shop-{version}"),
+            installed: 1,
+        }
+    }
+
+    fn session(version: &str) -> Session {
+        Session { name: "fs-shop-1".to_owned(), version: version.to_owned(), begun: 2 }
+    }
+
+    #[test]
+    fn a_release_installed_beside_a_running_one_does_not_become_current() {
+        let app = App::new("shop", 200_000)
+            .installed(release("1"))
+            .started(session("1"))
+            .installed(release("2"));
+        assert_eq!(app.current.as_deref(), Some("1"));
+        assert_eq!(app.stopped().started(session("2")).previous.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn removing_the_current_release_returns_to_the_previous_one() {
+        let app = App::new("shop", 200_000).installed(release("1")).installed(release("2"));
+        assert_eq!(app.current.as_deref(), Some("2"));
+        assert_eq!(app.removed("2").current.as_deref(), Some("1"));
+    }
+
+    proptest! {
+        /// Whatever is done in whatever order, state names only releases it has.
+        #[test]
+        fn current_and_previous_are_always_installed(steps in prop::collection::vec((0u8..4, 0u8..4), 0..40)) {
+            let mut app = App::new("shop", 200_000);
+            for (step, number) in steps {
+                let version = number.to_string();
+                app = match step {
+                    0 => app.installed(release(&version)),
+                    1 if app.release(&version).is_some() => app.started(session(&version)),
+                    2 => app.stopped(),
+                    3 if app.session.as_ref().is_none_or(|s| s.version != version) => app.removed(&version),
+                    _ => app,
+                };
+                for named in [&app.current, &app.previous].into_iter().flatten() {
+                    prop_assert!(app.release(named).is_some());
+                }
+                prop_assert_eq!(app.current.is_some(), !app.releases.is_empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,547 @@
+//! The one place that starts processes.
+//!
+//! Every external program is a [`Tool`], declared with the Debian package that
+//! provides it and looked up in a fixed list of directories, never `$PATH`. It gets a
+//! fixed environment (`LC_ALL=C.UTF-8`, nothing inherited), no standard input, and
+//! dies with farmctl (`setpriv --pdeathsig`), so that no tool outlives a killed run.
+//! SIGINT and SIGTERM end the running tool and surface as an error that unwinds.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::error::{self, Exit, Mark as _};
+
+/// Directories tools are looked up in: Debian's own, and the administrator's.
+const DIRECTORIES: [&str; 6] =
+    ["/usr/sbin", "/usr/bin", "/sbin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
+/// Lines of a failed tool's output that its error carries.
+const TAIL_LINES: usize = 12;
+/// How long a tool may take to end after SIGTERM before it gets SIGKILL.
+const GRACE: Duration = Duration::from_secs(5);
+
+static INTERRUPTED: std::sync::LazyLock<Arc<AtomicBool>> = std::sync::LazyLock::new(Arc::default);
+static SHIELDS: AtomicUsize = AtomicUsize::new(0);
+
+/// Makes SIGINT, SIGTERM and SIGHUP set a flag that long work looks at.
+///
+/// # Errors
+/// When the handlers cannot be installed.
+pub fn watch_signals() -> Result<()> {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&INTERRUPTED))
+            .context("installing signal handlers")?;
+    }
+    Ok(())
+}
+
+/// Fails if the user asked the run to end.
+///
+/// # Errors
+/// Exactly then, with [`Exit::Interrupted`].
+pub fn check_interrupted() -> Result<()> {
+    if SHIELDS.load(Ordering::Relaxed) == 0 && INTERRUPTED.load(Ordering::Relaxed) {
+        return Err(error::interrupted());
+    }
+    Ok(())
+}
+
+/// Holds interruptions off while it lives: undoing must not be interrupted by the
+/// signal that made it necessary.
+#[derive(Debug)]
+pub struct Shield(());
+
+impl Shield {
+    /// Begins to hold interruptions off.
+    #[must_use]
+    pub fn raise() -> Self {
+        SHIELDS.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Shield {
+    fn drop(&mut self) {
+        SHIELDS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Asks `look` until it answers or `within` has passed (`None`).
+///
+/// # Errors
+/// Whatever `look` fails with, and an interruption.
+pub fn poll_until<T>(
+    within: Duration,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let deadline = Instant::now() + within;
+    let mut pause = Duration::from_millis(5);
+    loop {
+        if let Some(found) = look()? {
+            return Ok(Some(found));
+        }
+        check_interrupted()?;
+        let now = Instant::now();
+        if now >= deadline {
+            return Ok(None);
+        }
+        rest(pause.min(deadline - now));
+        pause = (pause * 2).min(Duration::from_millis(100));
+    }
+}
+
+/// Pauses for `time`, shorter if a signal comes.
+#[expect(clippy::disallowed_methods, reason = "the one pause, between two looks at a condition")]
+pub fn rest(time: Duration) {
+    std::thread::sleep(time);
+}
+
+/// An external program and the Debian package that provides it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Tool {
+    /// File name of the program.
+    pub name: &'static str,
+    /// Debian package.
+    pub package: &'static str,
+}
+
+impl Tool {
+    /// Where the program is, if it is installed.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        DIRECTORIES.iter().map(|dir| Path::new(dir).join(self.name)).find(|path| path.is_file())
+    }
+}
+
+/// Refuses unless all of these programs are installed, naming every missing one.
+///
+/// # Errors
+/// When one is missing, with the `apt-get` line as hint.
+pub fn require(tools: &[&Tool]) -> Result<()> {
+    let missing: Vec<&&Tool> = tools.iter().filter(|tool| tool.path().is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|tool| tool.name).collect();
+    let mut packages: Vec<&str> = missing.iter().map(|tool| tool.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    error::refuse(
+        format_args!("missing programs: {}", names.join(", ")),
+        format!("apt-get install {}", packages.join(" ")),
+    )
+}
+
+const SETPRIV: Tool = Tool { name: "setpriv", package: "util-linux" };
+const UNSHARE: Tool = Tool { name: "unshare", package: "util-linux" };
+
+/// What a tool is given on standard input.
+#[derive(Clone, Debug, Default)]
+enum Input {
+    #[default]
+    Nothing,
+    Text(String),
+    Terminal,
+}
+
+/// One call of a tool, ready to be shown or made.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    program: PathBuf,
+    name: String,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    input: Input,
+    contained: bool,
+    survives: bool,
+}
+
+/// How a tool ended and what it wrote.
+#[derive(Debug)]
+pub struct Outcome {
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Exit status 0.
+    #[must_use]
+    pub fn success(&self) -> bool {
+        self.status.success()
+    }
+}
+
+impl Invocation {
+    /// A call of `tool`. A tool that is not installed fails when the call is made.
+    #[must_use]
+    pub fn of(tool: &Tool) -> Self {
+        let program = tool.path().unwrap_or_else(|| PathBuf::from(tool.name));
+        Self::program(program)
+    }
+
+    /// A call of the program at `path`.
+    #[must_use]
+    pub fn program(path: impl Into<PathBuf>) -> Self {
+        let program = path.into();
+        let name = program.file_name().map_or_else(
+            || program.display().to_string(),
+            |name| name.to_string_lossy().into_owned(),
+        );
+        Self {
+            program,
+            name,
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            input: Input::Nothing,
+            contained: false,
+            survives: false,
+        }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args<I: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = I>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Gives the tool this text on standard input.
+    #[must_use]
+    pub fn input(mut self, text: impl Into<String>) -> Self {
+        self.input = Input::Text(text.into());
+        self
+    }
+
+    /// Calls the tool something else in errors: the step's name instead of `unshare`.
+    #[must_use]
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Runs the tool in a PID namespace of its own: when it or farmctl ends, every
+    /// process it started ends as well.
+    #[must_use]
+    pub fn contained(mut self) -> Self {
+        self.contained = true;
+        self
+    }
+
+    /// Lets the tool outlive farmctl: for daemons.
+    #[must_use]
+    pub fn surviving(mut self) -> Self {
+        self.survives = true;
+        self
+    }
+
+    /// The call as it could be pasted into a shell.
+    #[must_use]
+    pub fn display(&self) -> String {
+        let mut words: Vec<String> = self
+            .environment
+            .iter()
+            .map(|(name, value)| {
+                format!("{}={}", name.to_string_lossy(), quote(&value.to_string_lossy()))
+            })
+            .collect();
+        if self.contained {
+            words.push("unshare --pid --fork --kill-child --".to_owned());
+        }
+        words.push(quote(&self.program.to_string_lossy()));
+        words.extend(self.arguments.iter().map(|argument| quote(&argument.to_string_lossy())));
+        words.join(" ")
+    }
+
+    /// Runs the tool; its output is shown with `-v -v` only.
+    ///
+    /// # Errors
+    /// When it cannot be started, or ends with anything but 0: with its last lines.
+    pub fn run(&self) -> Result<()> {
+        self.run_lines(|_| ())
+    }
+
+    /// Like [`Self::run`], with every line of output passed to `line` as it comes.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn run_lines(&self, mut line: impl FnMut(&str)) -> Result<()> {
+        let outcome = self.make(&mut |text: &str| line(text))?;
+        self.expect_success(&outcome)
+    }
+
+    /// Runs the tool and answers its standard output.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn output(&self) -> Result<String> {
+        let outcome = self.make(&mut |_| ())?;
+        self.expect_success(&outcome)?;
+        Ok(outcome.stdout)
+    }
+
+    /// Runs the tool and answers how it ended, whatever that is.
+    ///
+    /// # Errors
+    /// When it cannot be started, and on interruption.
+    pub fn outcome(&self) -> Result<Outcome> {
+        self.make(&mut |_| ())
+    }
+
+    /// Runs the tool on the user's terminal and answers its exit status.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn interactive(&self) -> Result<i32> {
+        let mut terminal = self.clone();
+        terminal.input = Input::Terminal;
+        let mut child = terminal.spawn()?;
+        let status = child.wait().with_context(|| format!("waiting for {}", self.name))?;
+        Ok(status.code().unwrap_or(128 + status.signal().unwrap_or(0)))
+    }
+
+    fn expect_success(&self, outcome: &Outcome) -> Result<()> {
+        if outcome.status.success() {
+            return Ok(());
+        }
+        let ended = match (outcome.status.code(), outcome.status.signal()) {
+            (Some(code), _) => format!("exit status {code}"),
+            (None, Some(signal)) => match Signal::try_from(signal) {
+                Ok(signal) => format!("killed by {signal}"),
+                Err(_) => format!("killed by signal {signal}"),
+            },
+            (None, None) => "ended".to_owned(),
+        };
+        let last = tail(&outcome.stderr).or_else(|| tail(&outcome.stdout)).unwrap_or_default();
+        bail!("{}: {ended}{last}", self.name)
+    }
+
+    #[expect(clippy::disallowed_types, reason = "this is the seam")]
+    fn spawn(&self) -> Result<Child> {
+        check_interrupted()?;
+        tracing::info!("+ {}", self.display());
+        let mut words: Vec<OsString> = Vec::new();
+        let interactive = matches!(self.input, Input::Terminal);
+        if !self.survives && !interactive {
+            let setpriv = SETPRIV.path().unwrap_or_else(|| PathBuf::from(SETPRIV.name));
+            words.extend([setpriv.into(), "--pdeathsig".into(), "KILL".into(), "--".into()]);
+        }
+        if self.contained {
+            let unshare = UNSHARE.path().unwrap_or_else(|| PathBuf::from(UNSHARE.name));
+            words.push(unshare.into());
+            words.extend(["--pid", "--fork", "--kill-child", "--"].map(OsString::from));
+        }
+        words.push(self.program.clone().into());
+        words.extend(self.arguments.iter().cloned());
+        let mut command = std::process::Command::new(&words[0]);
+        command
+            .args(&words[1..])
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("LC_ALL", "C.UTF-8")
+            .env("HOME", "/root")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir("/");
+        if interactive {
+            if let Some(term) = std::env::var_os("TERM") {
+                command.env("TERM", term);
+            }
+        } else {
+            let stdin =
+                if matches!(self.input, Input::Text(_)) { Stdio::piped() } else { Stdio::null() };
+            command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+            // A group of its own: Ctrl-C reaches farmctl alone, which then ends the group.
+            command.process_group(0);
+        }
+        command.spawn().with_context(|| format!("starting {}", self.program.display()))
+    }
+
+    fn make(&self, line: &mut dyn FnMut(&str)) -> Result<Outcome> {
+        let mut child = self.spawn()?;
+        let group = Pid::from_raw(i32::try_from(child.id()).expect("a pid fits pid_t"));
+        let writer = match (&self.input, child.stdin.take()) {
+            (Input::Text(text), Some(mut stdin)) => {
+                let text = text.clone();
+                Some(std::thread::spawn(move || {
+                    // A tool that does not read all of its input says so by its status.
+                    drop(std::io::Write::write_all(&mut stdin, text.as_bytes()));
+                }))
+            }
+            _ => None,
+        };
+        let collected = collect(&mut child, line);
+        if collected.is_err() {
+            end_group(&mut child, group);
+        }
+        let status = child.wait().with_context(|| format!("waiting for {}", self.name));
+        if let Some(writer) = writer {
+            drop(writer.join());
+        }
+        let (stdout, stderr) = collected.with_context(|| format!("running {}", self.name))?;
+        Ok(Outcome { status: status?, stdout, stderr })
+    }
+}
+
+/// Reads both outputs to their ends, passing on whole lines.
+fn collect(child: &mut Child, line: &mut dyn FnMut(&str)) -> Result<(String, String)> {
+    let mut out = child.stdout.take().context("taking the standard output")?;
+    let mut err = child.stderr.take().context("taking the standard error")?;
+    let mut buffers = [Vec::new(), Vec::new()];
+    let mut passed = [0usize; 2];
+    let mut open = [true, true];
+    let mut chunk = vec![0u8; 64 << 10];
+    while open[0] || open[1] {
+        check_interrupted()?;
+        let ready = {
+            let interest = |open: bool| if open { PollFlags::POLLIN } else { PollFlags::empty() };
+            let mut fds = [
+                PollFd::new(out.as_fd(), interest(open[0])),
+                PollFd::new(err.as_fd(), interest(open[1])),
+            ];
+            match poll(&mut fds, PollTimeout::from(200u8)) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error).context("waiting for output"),
+            }
+            fds.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()))
+        };
+        for stream in 0..2 {
+            if !(open[stream] && ready[stream]) {
+                continue;
+            }
+            let read = if stream == 0 { out.read(&mut chunk) } else { err.read(&mut chunk) };
+            let count = match read {
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error).context("reading output"),
+            };
+            open[stream] = count > 0;
+            buffers[stream].extend_from_slice(&chunk[..count]);
+            let buffer = &buffers[stream];
+            while let Some(end) = buffer[passed[stream]..].iter().position(|byte| *byte == b'\n') {
+                let text = String::from_utf8_lossy(&buffer[passed[stream]..passed[stream] + end]);
+                tracing::debug!("| {text}");
+                line(&text);
+                passed[stream] += end + 1;
+            }
+        }
+    }
+    let [out, err] = buffers.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Ok((out, err))
+}
+
+/// Ends a tool and what it started in its group: SIGTERM, then SIGKILL.
+fn end_group(child: &mut Child, group: Pid) {
+    let _ = killpg(group, Signal::SIGTERM);
+    let shield = Shield::raise();
+    let ended = poll_until(GRACE, || Ok(child.try_wait()?.map(|_| ())));
+    drop(shield);
+    if !matches!(ended, Ok(Some(()))) {
+        tracing::info!("it does not end on SIGTERM");
+    }
+    // Also when the tool itself has ended: what it started may go on without it.
+    let _ = killpg(group, Signal::SIGKILL);
+}
+
+/// The last lines of a tool's output, each on a line of its own.
+fn tail(text: &str) -> Option<String> {
+    let lines: Vec<&str> =
+        text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
+    (!last.is_empty()).then(|| last.iter().map(|line| format!("\n  | {line}")).collect())
+}
+
+/// Quotes a word for sh if it needs to be.
+#[must_use]
+pub fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Asks for exit status [`Exit::Usage`] unless farmctl runs as root.
+///
+/// # Errors
+/// When it does not.
+pub fn require_root() -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    error::refuse::<()>("farmctl must run as root", "sudo farmctl …").exit(Exit::Failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SH: Tool = Tool { name: "sh", package: "dash" };
+
+    #[test]
+    fn words_are_quoted_so_that_they_can_be_pasted() {
+        assert_eq!(quote("--variant=minbase"), "--variant=minbase");
+        assert_eq!(quote("it's"), r"'it'\''s'");
+        assert_eq!(quote(""), "''");
+    }
+
+    #[test]
+    fn a_failing_tool_is_named_with_its_status_and_last_lines() {
+        let error = Invocation::of(&SH)
+            .args(["-c", "echo one; echo two >&2; exit 3"])
+            .run()
+            .expect_err("the script exits 3");
+        assert_eq!(error.to_string(), "sh: exit status 3\n  | two");
+    }
+
+    #[test]
+    fn tools_inherit_nothing_and_read_nothing() {
+        let text = Invocation::of(&SH).args(["-c", "env | sort; cat; pwd"]).output();
+        let text = text.expect("env, cat and pwd succeed");
+        assert!(text.contains("LC_ALL=C.UTF-8\n"), "{text}");
+        assert!(!text.contains("CARGO"), "{text}");
+        assert!(text.ends_with("/\n"), "{text}");
+    }
+
+    #[test]
+    fn all_missing_programs_are_named_at_once() {
+        let error = require(&[
+            &Tool { name: "no-such-program", package: "nothing" },
+            &SH,
+            &Tool { name: "no-other-program", package: "nothing" },
+        ])
+        .expect_err("two are missing");
+        assert_eq!(
+            error::render(&error),
+            "error: missing programs: no-such-program, no-other-program\n\
+             hint: apt-get install nothing"
+        );
+    }
+}

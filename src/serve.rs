@@ -1,0 +1,327 @@
+//! What `start`, `restart`, `reload` and `tend` have in common: jobs, processes and
+//! their readiness, and the way from nginx to them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::error::Mark as _;
+use crate::front::{self, Published};
+use crate::layout::START_SCRIPT;
+use crate::log;
+use crate::manifest::Manifest;
+use crate::node::Node;
+use crate::probe;
+use crate::process;
+use crate::profile::{Job, Process, Reload, Signal, When};
+use crate::release::{App, Session};
+use crate::run::{Invocation, check_interrupted, poll_until};
+use crate::schroot;
+use crate::session;
+use crate::supervise::{Program, State, Supervise};
+
+/// How long a process without a readiness check must stay up to count as started.
+const SETTLING: Duration = Duration::from_secs(1);
+/// How many of a process's last lines an error shows.
+const LAST_LINES: usize = 12;
+
+/// Jobs that run before the processes start.
+pub fn start_jobs(manifest: &Manifest) -> impl Iterator<Item = &Job> {
+    manifest.profile.jobs.iter().filter(|job| job.when == When::Start)
+}
+
+/// The call that runs a job in a session.
+#[must_use]
+pub fn job_call(job: &Job, session: &str) -> Invocation {
+    schroot::enter(session, "root", &[START_SCRIPT, "job", &job.name])
+        .named(format!("job {}", job.name))
+}
+
+/// The call that looks whether a process could take up its code, if it can be looked at.
+#[must_use]
+pub fn check_call(process: &Process, session: &str) -> Option<Invocation> {
+    process.check.as_ref().map(|_| {
+        schroot::enter(session, "root", &[START_SCRIPT, "check", &process.name])
+            .named(format!("checking process {}", process.name))
+    })
+}
+
+/// Runs a job in the session, unless what it creates is there.
+///
+/// # Errors
+/// With the job's last lines.
+pub fn run_job(job: &Job, session: &Session, mount: &Path) -> Result<()> {
+    if let Some(path) = &job.creates {
+        if session::exists(mount, path)? {
+            return Ok(());
+        }
+    }
+    job_call(job, &session.name).run().hint_with(|| format!("its command is: {}", job.command))
+}
+
+/// Starts all processes and waits until they serve.
+///
+/// # Errors
+/// When one does not: with its last lines.
+pub fn start_processes(
+    app: &App,
+    session: &Session,
+    manifest: &Manifest,
+    mount: &Path,
+    node: &Node,
+    supervisor: &dyn Supervise,
+) -> Result<()> {
+    let mut offsets = Vec::new();
+    let mut programs = Vec::new();
+    for process in &manifest.profile.processes {
+        let log = node.layout().process_log(&app.name, &process.name);
+        offsets.push(log::size(&log)?);
+        programs.push(Program {
+            process: process.name.clone(),
+            mount: mount.to_owned(),
+            uid: app.uid,
+            gid: crate::account::gid(&app.name)?,
+            stop: process.stop.clone(),
+            log,
+        });
+    }
+    supervisor.start(&app.name, &programs)?;
+    for (process, offset) in manifest.profile.processes.iter().zip(offsets) {
+        wait_until_ready(app, session, process, offset, node, supervisor)?;
+    }
+    Ok(())
+}
+
+/// Waits until a process serves; `offset` is where its log stood before it was started.
+///
+/// # Errors
+/// When it ends, is not ready in time, or the user interrupts.
+pub fn wait_until_ready(
+    app: &App,
+    session: &Session,
+    process: &Process,
+    offset: u64,
+    node: &Node,
+    supervisor: &dyn Supervise,
+) -> Result<()> {
+    let state = || -> Result<State> {
+        let states = supervisor.states(&app.name)?;
+        let found = states.into_iter().find(|state| state.process == process.name);
+        Ok(found.map_or(State::Stopped, |state| state.state))
+    };
+    let failed = |state: &State| matches!(state, State::Failed | State::Backoff | State::Stopped);
+    let within =
+        process.ready.as_ref().map_or(SETTLING, |ready| Duration::from_secs(ready.within.0));
+    let mut last_answer = String::new();
+    let mut looks = 0u32;
+    let found = poll_until(within, || {
+        if let Some(ready) = &process.ready {
+            let socket = node.layout().socket(&app.name, &session.name, &process.name);
+            match probe::ready(&socket, &ready.http) {
+                Ok(answer) if answer.is_good() => return Ok(Some(Ok(()))),
+                Ok(answer) => last_answer = format!("it answers {}", answer.status),
+                Err(error) => last_answer = format!("{error:#}"),
+            }
+        }
+        looks += 1;
+        // Asking the supervisor costs more than asking the process.
+        if looks % 5 == 0 {
+            let state = state()?;
+            if failed(&state) {
+                return Ok(Some(Err(state)));
+            }
+        }
+        check_interrupted()?;
+        Ok(None)
+    })?;
+    let reason = match found {
+        Some(Ok(())) => return Ok(()),
+        Some(Err(_)) => "it ends as soon as it is started".to_owned(),
+        None if process.ready.is_none() && !failed(&state()?) => return Ok(()),
+        None => format!("it is not ready after {} s: {last_answer}", within.as_secs()),
+    };
+    let log = node.layout().process_log(&app.name, &process.name);
+    let mut lines = log::lines_since(&log, offset)?;
+    lines.drain(..lines.len().saturating_sub(LAST_LINES));
+    let last: String = lines.iter().map(|line| format!("\n  | {line}")).collect();
+    let failure: Result<()> = Err(anyhow::anyhow!("{reason}{last}"));
+    failure
+        .with_context(|| format!("process {}", process.name))
+        .hint(format!("farmctl logs {} shows all of its output", app.name))
+}
+
+/// Publishes the vhost and points it at the session.
+///
+/// # Errors
+/// When nginx refuses the vhost; the one before is then in force again.
+pub fn publish_front(
+    app: &App,
+    session: &Session,
+    manifest: &Manifest,
+    node: &Node,
+) -> Result<Published> {
+    let Some(process) = manifest.profile.front_process() else {
+        bail!("the profile has a front but no process");
+    };
+    let socket = node.layout().socket(&app.name, &session.name, &process.name);
+    front::switch(node.layout(), manifest, &socket)?;
+    front::publish(node.layout(), manifest)
+}
+
+/// What is not as state says it should be.
+///
+/// # Errors
+/// When that cannot be found out.
+pub fn troubles(
+    app: &App,
+    session: &Session,
+    manifest: &Manifest,
+    node: &Node,
+    supervisor: &dyn Supervise,
+) -> Result<Vec<String>> {
+    let mut troubles = Vec::new();
+    if !schroot::is_live(&session.name)? {
+        troubles.push(format!("session {} is not mounted", session.name));
+    }
+    let states = supervisor.states(&app.name)?;
+    for process in &manifest.profile.processes {
+        if !states.iter().any(|state| state.process == process.name && state.runs()) {
+            troubles.push(format!("process {} is not running", process.name));
+        }
+    }
+    if manifest.profile.front.is_some() && !front::is_published(node.layout(), manifest)? {
+        troubles.push("the vhost is not published".to_owned());
+    }
+    Ok(troubles)
+}
+
+/// Brings back what state says runs: the session after a reboot, processes that are
+/// gone, the vhost. Answers whether anything had to be done.
+///
+/// # Errors
+/// When the session cannot be recovered or a process does not get ready.
+pub fn restore(
+    app: &App,
+    session: &Session,
+    manifest: &Manifest,
+    node: &Node,
+    supervisor: &dyn Supervise,
+    say: &dyn Fn(&str),
+) -> Result<bool> {
+    let mut repaired = false;
+    let mount = if schroot::is_live(&session.name)? {
+        schroot::mount_of(&session.name)
+    } else {
+        say("recovering the session");
+        repaired = true;
+        session::recover(node.layout(), app, manifest, session)?
+    };
+    let states = supervisor.states(&app.name)?;
+    let runs = |process: &Process| {
+        states.iter().any(|state| state.process == process.name && state.runs())
+    };
+    if !manifest.profile.processes.iter().all(runs) {
+        say("starting the processes");
+        repaired = true;
+        supervisor.stop(&app.name)?;
+        start_processes(app, session, manifest, &mount, node, supervisor)?;
+    }
+    if manifest.profile.front.is_some() && !front::is_published(node.layout(), manifest)? {
+        say("publishing the vhost");
+        repaired = true;
+        publish_front(app, session, manifest, node)?;
+    }
+    Ok(repaired)
+}
+
+/// What a reload did to one process.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Reloaded {
+    /// Process.
+    pub process: String,
+    /// How: a signal's name, or `restart`.
+    pub by: String,
+    /// Pid of the server.
+    pub pid: u32,
+    /// Its workers before.
+    pub before: Vec<u32>,
+    /// Its workers after.
+    pub after: Vec<u32>,
+}
+
+/// Lets a process take up new code.
+///
+/// # Errors
+/// When the check refuses the new code (nothing was signalled then), or the new workers
+/// do not answer.
+pub fn reload(
+    app: &App,
+    session: &Session,
+    process: &Process,
+    node: &Node,
+    supervisor: &dyn Supervise,
+) -> Result<Reloaded> {
+    let running = |supervisor: &dyn Supervise| -> Result<u32> {
+        let states = supervisor.states(&app.name)?;
+        let pid =
+            states.iter().find(|state| state.process == process.name).and_then(|state| state.pid);
+        pid.with_context(|| format!("process {} is not running", process.name))
+            .hint(format!("farmctl start {}", app.name))
+    };
+    if let Some(check) = check_call(process, &session.name) {
+        // A signal onto broken code takes the whole server down: gunicorn ends when its
+        // new workers do not boot (benoitc/gunicorn#2443).
+        check
+            .run()
+            .hint("the running code was left alone: correct the new one and reload again")?;
+    }
+    let offset = log::size(&node.layout().process_log(&app.name, &process.name))?;
+    let pid = running(supervisor)?;
+    let before = process::children(pid)?;
+    let by = match &process.reload {
+        Reload::Restart => {
+            supervisor.restart(&app.name, &process.name)?;
+            "restart".to_owned()
+        }
+        Reload::Signal(signal) => {
+            process::send(pid, signal.number())?;
+            wait_for_new_workers(pid, &before, process, signal)?;
+            signal.name().to_owned()
+        }
+    };
+    wait_until_ready(app, session, process, offset, node, supervisor)?;
+    let pid = running(supervisor)?;
+    Ok(Reloaded { process: process.name.clone(), by, pid, before, after: process::children(pid)? })
+}
+
+/// Waits until none of the old workers is left and new ones are there. A server without
+/// workers is only waited for by its readiness.
+fn wait_for_new_workers(
+    pid: u32,
+    before: &[u32],
+    process: &Process,
+    signal: &Signal,
+) -> Result<()> {
+    if before.is_empty() {
+        return Ok(());
+    }
+    let within = Duration::from_secs(process.stop.within.0) + Duration::from_secs(5);
+    let renewed = poll_until(within, || {
+        if !process::is_alive(pid) {
+            bail!("process {} ended on SIG{}", process.name, signal.name());
+        }
+        let now = process::children(pid)?;
+        let fresh = !now.is_empty() && now.iter().all(|worker| !before.contains(worker));
+        Ok(fresh.then_some(()))
+    })?;
+    match renewed {
+        Some(()) => Ok(()),
+        None => bail!(
+            "old workers of process {} are still there after {} s",
+            process.name,
+            within.as_secs()
+        ),
+    }
+}

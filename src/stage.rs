@@ -1,0 +1,224 @@
+//! The place a bake works in: a fork of the environment's volume with the project's
+//! files, the installer and the build packages in it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::chroot::Chroot;
+use crate::debian;
+use crate::error::Mark as _;
+use crate::file;
+use crate::layout::{self, Layout};
+use crate::lockfile;
+use crate::manifest::Package;
+use crate::node::{Object, Transaction};
+use crate::profile::{Profile, Python};
+use crate::python::{self, Choice, Installer};
+use crate::release::EnvironmentRecord;
+use crate::source::Source;
+use crate::storage::{Access, Storage, Tree};
+
+/// A fork of an environment, entered.
+#[derive(Debug)]
+#[must_use = "the mounts end when this is dropped"]
+pub struct Stage {
+    /// The fork, entered.
+    pub chroot: Chroot,
+    /// SHA-256 over the project's files.
+    pub project_sha256: String,
+    /// Name of the volume.
+    pub volume: String,
+    before: Vec<Package>,
+    _tree: Tree,
+}
+
+impl Stage {
+    /// Forks the environment and copies the project's files in.
+    ///
+    /// # Errors
+    /// When there is no room, or the project cannot be read.
+    pub fn open(
+        storage: &dyn Storage,
+        environment: &EnvironmentRecord,
+        source: &Source,
+        layout: &Layout,
+        transaction: &mut Transaction,
+    ) -> Result<Self> {
+        let volume = layout::stage_volume(transaction.id());
+        transaction
+            .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
+        storage.fork(&environment.volume, &volume, &transaction.mark())?;
+        let tree = storage.open(&volume, Access::ReadWrite)?;
+        let mut chroot = Chroot::enter(tree.path(), environment.epoch)?;
+        let cache = layout
+            .cache()
+            .join("debs")
+            .join(format!("{}_{}", environment.suite, environment.architecture));
+        debian::lend_archives(&mut chroot, &cache)?;
+        let project = chroot.outside(python::PROJECT);
+        file::make_directory(&project, 0o755)?;
+        let project_sha256 =
+            source.copy_to(&project, environment.epoch).context("copying the project")?;
+        let before = debian::installed_packages(&chroot)?;
+        Ok(Self { chroot, project_sha256, volume, before, _tree: tree })
+    }
+
+    /// Installs the build packages; nothing is fetched if there are none.
+    ///
+    /// # Errors
+    /// When one does not exist or cannot be installed.
+    pub fn install_build_packages(&self, packages: &[String]) -> Result<()> {
+        if packages.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = packages.iter().map(String::as_str).collect();
+        debian::apt_get(&self.chroot, &["update"])
+            .run()
+            .context("reading the archive's indexes")?;
+        debian::apt_get(&self.chroot, &["install"])
+            .args(names)
+            .run()
+            .context("installing the build packages")
+            .hint("are all packages of build.packages in the environment's suite?")
+    }
+
+    /// Purges every package that was not in the environment before.
+    ///
+    /// # Errors
+    /// When a package refuses to go.
+    pub fn purge_build_packages(&self) -> Result<()> {
+        let known: Vec<&str> = self.before.iter().map(|package| package.name.as_str()).collect();
+        let now = debian::installed_packages(&self.chroot)?;
+        let added: Vec<&str> = now
+            .iter()
+            .map(|package| package.name.as_str())
+            .filter(|name| !known.contains(name))
+            .collect();
+        if added.is_empty() {
+            return Ok(());
+        }
+        debian::apt_get(&self.chroot, &["purge", "--allow-remove-essential"])
+            .args(added)
+            .run()
+            .context("purging the build packages")
+    }
+
+    /// Runs a step of `build.before`, a line of sh, as root in the project's files.
+    ///
+    /// # Errors
+    /// With its last lines when it does not exit with 0.
+    pub fn run_step(&self, command: &str) -> Result<()> {
+        let line = format!("cd {} && {command}", python::PROJECT);
+        let step = self.chroot.downloading("/bin/sh").args(["-e", "-c", &line]);
+        step.named(format!("\"{command}\"")).run().context("running build.before").hint(
+            "build.before runs as root in a fork of the environment, in a copy of the profile's \
+             directory: farmctl -vv shows all it prints",
+        )
+    }
+
+    /// Leaves the fork and removes it.
+    ///
+    /// # Errors
+    /// When something in it still runs.
+    pub fn close(self, storage: &dyn Storage) -> Result<()> {
+        self.chroot.leave()?;
+        storage.remove(&self.volume)
+    }
+
+    /// The requirements file inside, if the profile has one, and its text.
+    ///
+    /// # Errors
+    /// When it is not there after the `before` steps.
+    pub fn requirements(&self, python: &Python) -> Result<Option<(String, String)>> {
+        let Some(file) = &python.requirements else { return Ok(None) };
+        let inside = Path::new(python::PROJECT).join(file);
+        let path = self.chroot.outside(&inside);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("reading python.requirements {}", file.display()))
+            .hint("the path is relative to the profile; build.before may write the file")?;
+        Ok(Some((inside.to_string_lossy().into_owned(), text)))
+    }
+}
+
+/// The environment of a profile, bootstrapped.
+///
+/// # Errors
+/// When it is not there.
+pub fn environment(node: &crate::node::Node, source: &Source) -> Result<EnvironmentRecord> {
+    let name = &source.profile.name;
+    match node.environment(name)? {
+        Some(environment) => Ok(environment),
+        None => crate::error::refuse(
+            format_args!("there is no environment {name}"),
+            format!("farmctl bootstrap {}", source.directory.display()),
+        ),
+    }
+}
+
+/// Debian packages a bake of this profile installs first and purges last.
+#[must_use]
+pub fn build_packages(profile: &Profile, choice: Option<&Choice>) -> Vec<String> {
+    let mut packages = profile.build.packages.clone();
+    if matches!(choice, Some(Choice::Pip | Choice::FetchUv)) {
+        packages.push(python::PIP_PACKAGE.to_owned());
+    }
+    packages
+}
+
+/// Makes the virtualenv and an installer for it.
+///
+/// # Errors
+/// When the interpreter is missing or the installer cannot be had.
+pub fn make_virtualenv(
+    stage: &mut Stage,
+    python: &Python,
+    virtualenv: &Path,
+    choice: &Choice,
+    layout: &Layout,
+) -> Result<Installer> {
+    let installer =
+        Installer::prepare(&mut stage.chroot, choice, &layout.tools(), &layout.cache())?;
+    python::make_virtualenv(&stage.chroot, &python.interpreter, virtualenv)
+        .run()
+        .hint_with(|| format!("add \"{}\" to environment.packages", python.interpreter))?;
+    Ok(installer)
+}
+
+/// The requirements a bake installs: the profile's file if all of it is hashed, else
+/// what `farmctl.lock` locked for exactly that file. `Ok(None)`: as they are, unhashed.
+///
+/// # Errors
+/// When they carry no hashes and the profile does not allow that.
+pub fn hashed_requirements(source: &Source, python: &Python, text: &str) -> Result<Option<String>> {
+    if lockfile::all_hashed(text) {
+        return Ok(Some(text.to_owned()));
+    }
+    let locked = source.lock.as_ref().and_then(|(lock, _)| lock.python.as_ref());
+    let hint = format!("farmctl lock {}", source.directory.display());
+    match locked {
+        Some(locked) if locked.requirements_sha256 == crate::hash::hex(text.as_bytes()) => {
+            Ok(Some(locked.requirements()))
+        }
+        _ if !python.require_hashes => Ok(None),
+        Some(_) => crate::error::refuse(
+            "the requirements have changed since farmctl.lock was written",
+            hint,
+        ),
+        None => crate::error::refuse(
+            "the requirements carry no hashes and there is no farmctl.lock",
+            hint,
+        ),
+    }
+}
+
+/// Paths whose byte code is compiled: the virtualenv and the copied directories.
+#[must_use]
+pub fn compiled_paths(profile: &Profile) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = profile.copies.iter().map(|copied| copied.to.clone()).collect();
+    if profile.python.is_some() {
+        paths.push(profile.virtualenv());
+    }
+    paths.sort();
+    paths
+}

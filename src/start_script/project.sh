@@ -1,0 +1,272 @@
+#!/bin/sh
+#@ head
+set -eu
+umask 022
+
+logs=/var/log/project
+# Of one process, by ways_of; of one job, by job_ways_of.
+stop_signal='' stop_within='' reload='' when='' creates=''
+#@ settings
+usage() {
+	printf '%s\n' \
+		'usage: project start|stop|restart|reload|check|status [PROCESS]' \
+		'       project run [PROCESS] [-- ARGUMENTS]' \
+		'       project job NAME' \
+		'' \
+		'run stays in the foreground; start does not, and logs below /var/log/project.' \
+		"processes: ${processes:-none}" \
+		"jobs: ${jobs:-none}"
+}
+
+misused() {
+	printf 'project: %s\n' "$*" >&2
+	usage >&2
+	exit 2
+}
+
+say() {
+	printf 'project: %s\n' "$*"
+}
+
+fail() {
+	printf 'project: %s\n' "$*" >&2
+	exit 1
+}
+
+among() {
+	case $1 in
+	'' | *' '*) return 1 ;;
+	esac
+	case " $2 " in
+	*" $1 "*) ;;
+	*) return 1 ;;
+	esac
+}
+
+# Root makes what only root can make and becomes the user before anything that user may
+# have written is read. The process stays the same one: its pid is the server's later.
+become_user() {
+	uid=$(id -u "$user") || fail "there is no user $user here"
+	gid=$(id -g "$user")
+	own=$(id -u)
+	[ "$own" != "$uid" ] || return 0
+	[ "$own" = 0 ] || fail "only root and $user can do that"
+	for directory in "$run" "$logs"; do
+		[ ! -d "$directory" ] || continue
+		mkdir -p "$directory"
+		chown "$uid:$gid" "$directory"
+	done
+	exec setpriv --reuid="$uid" --regid="$gid" --init-groups --no-new-privs -- "$0" "$@"
+}
+
+# Whether a process runs here, and its pid in $pid. A pid file outlives its process, and
+# the number may be another program's by now: one that cannot be signalled, or, as far as
+# /proc is there to tell, one that does not live in this tree. A zombie lives nowhere.
+# (2>&- and not 2>/dev/null: there may be no /dev.)
+running() {
+	[ -r "$run/$1.pid" ] || return 1
+	read -r pid <"$run/$1.pid" || return 1
+	case $pid in
+	'' | *[!0-9]*) return 1 ;;
+	esac
+	kill -s 0 "$pid" 2>&- || return 1
+	[ ! -d "/proc/$pid" ] || [ "/proc/$pid/root" -ef / ]
+}
+
+run_process() {
+	process=$1
+	shift
+	if running "$process" && [ "$pid" != $$ ]; then
+		fail "$process is already running, pid $pid"
+	fi
+	printf '%s\n' $$ >"$run/$process.pid.new"
+	mv -f "$run/$process.pid.new" "$run/$process.pid"
+	exec_process "$process" "$@"
+}
+
+start_process() {
+	if running "$1"; then
+		say "$1 is already running, pid $pid"
+		return 0
+	fi
+	rm -f "$run/$1.pid"
+	setsid --fork "$0" run "$1" </dev/null >>"$logs/$1.log" 2>&1
+	# Ten seconds to appear, then one in which it must not go away again.
+	tries=100
+	until running "$1"; do
+		tries=$((tries - 1))
+		if [ "$tries" -eq 0 ] || [ -e "$run/$1.pid" ]; then
+			running "$1" || not_started "$1"
+		fi
+		sleep 0.1
+	done
+	tries=10
+	while [ "$tries" -gt 0 ]; do
+		sleep 0.1
+		running "$1" || not_started "$1"
+		tries=$((tries - 1))
+	done
+	say "$1 runs, pid $pid"
+}
+
+not_started() {
+	tail -n 20 "$logs/$1.log" >&2
+	fail "$1 did not start; see $logs/$1.log"
+}
+
+# Waits until a process, by name and pid, is gone: at most so many seconds.
+gone_within() {
+	tries=$(($3 * 10))
+	while running "$1" && [ "$pid" = "$2" ]; do
+		[ "$tries" -gt 0 ] || return 1
+		tries=$((tries - 1))
+		sleep 0.1
+	done
+}
+
+stop_process() {
+	if ! running "$1"; then
+		say "$1 is not running"
+		rm -f "$run/$1.pid"
+		return 0
+	fi
+	ending=$pid
+	ways_of "$1"
+	kill -s "$stop_signal" "$ending" 2>&- || :
+	if ! gone_within "$1" "$ending" "$stop_within"; then
+		say "$1 did not end within $stop_within s of SIG$stop_signal; killing it"
+		# The children too, where it leads a group of its own.
+		kill -s KILL -- "-$ending" 2>&- || kill -s KILL "$ending" 2>&- || :
+		gone_within "$1" "$ending" 10 || fail "$1 cannot be killed, pid $ending"
+	fi
+	# A supervisor may have started another by now.
+	running "$1" || rm -f "$run/$1.pid"
+	say "$1 stopped"
+}
+
+reload_process() {
+	running "$1" || fail "$1 is not running"
+	"$0" check "$1" || fail "$1 is left as it is: its check failed"
+	ways_of "$1"
+	if [ "$reload" = restart ]; then
+		stop_process "$1"
+		start_process "$1"
+	else
+		kill -s "$reload" "$pid"
+		say "$1 was sent SIG$reload, pid $pid"
+	fi
+}
+
+action=${1-}
+case $action in
+start | stop | restart | reload | check | status | run | job) ;;
+help | -h | --help)
+	usage
+	exit 0
+	;;
+'') misused "what shall be done?" ;;
+*) misused "there is no action '$action'" ;;
+esac
+
+if [ "$action" = job ]; then
+	[ $# -eq 2 ] || misused "which job?"
+	among "$2" "$jobs" || misused "there is no job '$2'"
+	job_ways_of "$2"
+	if [ "$when" = start ]; then
+		become_user "$@"
+	fi
+	if [ -n "$creates" ] && [ -e "$creates" ]; then
+		say "$2 is done already: $creates exists"
+		exit 0
+	fi
+	surroundings
+	run_job "$2"
+	exit
+fi
+
+chosen=$processes
+case ${2-} in
+'' | --) ;;
+*)
+	among "$2" "$processes" || misused "there is no process '$2'"
+	chosen=$2
+	;;
+esac
+if [ "$action" != run ]; then
+	if [ $# -gt 2 ] || [ "${2-}" = -- ]; then
+		misused "$action takes a PROCESS and nothing else"
+	fi
+	become_user "$@"
+	surroundings
+fi
+
+case $action in
+run)
+	case $chosen in
+	'') misused 'there is no process to run' ;;
+	*' '*) misused 'run needs a PROCESS' ;;
+	esac
+	case ${2-}:${3-} in
+	: | *:-- | --:*) ;;
+	*) [ $# -eq 2 ] || misused "write -- before the arguments of $chosen" ;;
+	esac
+	become_user "$@"
+	shift
+	[ "${1-}" != "$chosen" ] || shift
+	[ "${1-}" != -- ] || shift
+	surroundings
+	run_process "$chosen" "$@"
+	;;
+start)
+	stopped=
+	for process in $chosen; do
+		running "$process" || stopped=yes
+	done
+	if [ -n "$stopped" ]; then
+		for job in $start_jobs; do
+			"$0" job "$job" || fail "the job $job failed; nothing was started"
+		done
+	fi
+	for process in $chosen; do
+		start_process "$process"
+	done
+	;;
+stop)
+	reversed=
+	for process in $chosen; do
+		reversed="$process $reversed"
+	done
+	for process in $reversed; do
+		stop_process "$process"
+	done
+	;;
+restart)
+	for process in $chosen; do
+		stop_process "$process"
+		start_process "$process"
+	done
+	;;
+reload)
+	for process in $chosen; do
+		reload_process "$process"
+	done
+	;;
+check)
+	for process in $chosen; do
+		check_process "$process"
+	done
+	;;
+status)
+	# 3: "program is not running" (LSB 5.0, chapter 22).
+	status=0
+	for process in $chosen; do
+		if running "$process"; then
+			printf '%s: running, pid %s, %s\n' "$process" "$pid" "$(listen_of "$process")"
+		else
+			printf '%s: not running\n' "$process"
+			status=3
+		fi
+	done
+	exit "$status"
+	;;
+esac

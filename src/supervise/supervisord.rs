@@ -1,0 +1,685 @@
+//! farmctl's own instance of supervisord(8), never the distribution's.
+//!
+//! It is started with the first application and gone with the last. Configuration is
+//! generated: one file for the daemon, one for each application. It is spoken to by
+//! XML-RPC through the transport of Debian's own `supervisor` package.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+use nix::fcntl::Flock;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::Group;
+use serde::Deserialize;
+
+use super::{ProcessState, Program, State, Supervise};
+use crate::error::refuse;
+use crate::file;
+use crate::inside::Inside;
+use crate::layout::{Layout, START_SCRIPT};
+use crate::place::{self, Occupant, Place};
+use crate::process;
+use crate::run::{self, Invocation, Tool, poll_until, quote};
+
+const SUPERVISORD: Tool = Tool { name: "supervisord", package: "supervisor" };
+const PYTHON: Tool = Tool { name: "python3", package: "python3" };
+const CHROOT: Tool = Tool { name: "chroot", package: "coreutils" };
+/// Programs this module needs on the host.
+pub const TOOLS: [&Tool; 3] = [&SUPERVISORD, &PYTHON, &CHROOT];
+
+/// How long supervisord may take to answer after it was started, and to end.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long an orphan may take to end after SIGTERM.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long another farmctl may hold the lock: it waits for supervisord and for orphans.
+const LOCKED: Duration = Duration::from_secs(60);
+/// A process that lives this long, in seconds, has been started.
+const START_SECONDS: u32 = 2;
+/// How often one that does not is started again; supervisord waits a second more each time.
+const START_RETRIES: u32 = 10;
+/// Size at which a log is rotated, and how many older ones are kept.
+const LOG_SIZE: &str = "10MB";
+const LOGS_KEPT: u32 = 5;
+/// The script that speaks to supervisord.
+const RPC: &str = include_str!("rpc.py");
+
+/// Fault of a call for a group or process supervisord does not know (xmlrpc.py, `BAD_NAME`).
+const BAD_NAME: i64 = 10;
+/// What rpc.py calls it when there is no connection.
+const UNREACHABLE: i64 = 0;
+
+/// The `supervisor` backend.
+#[derive(Debug)]
+pub struct Supervisord {
+    layout: Layout,
+}
+
+/// One answer of rpc.py.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Fault { fault: i64, text: String },
+    Result { result: serde_json::Value },
+}
+
+/// One process in an answer to `getAllProcessInfo`.
+#[derive(Debug, Deserialize)]
+struct Info {
+    name: String,
+    group: String,
+    statename: String,
+    start: i64,
+    exitstatus: i32,
+    pid: u32,
+}
+
+/// Names of groups in an answer to `reloadConfig`: added, changed, removed.
+type Changes = [(Vec<String>, Vec<String>, Vec<String>); 1];
+
+impl Supervisord {
+    /// The instance whose files lie where `layout` says.
+    pub fn new(layout: &Layout) -> Self {
+        Self { layout: layout.clone() }
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.layout.supervisor().join("supervisord.conf")
+    }
+
+    fn applications(&self) -> PathBuf {
+        self.layout.supervisor().join("apps")
+    }
+
+    fn application(&self, app: &str) -> PathBuf {
+        self.applications().join(format!("{app}.conf"))
+    }
+
+    fn script(&self) -> PathBuf {
+        self.layout.supervisor().join("rpc.py")
+    }
+
+    /// The running daemon, found by its command line: pid file and socket may be gone or
+    /// left by one that was killed.
+    fn daemon(&self) -> Result<Option<Occupant>> {
+        let argument = self.configuration_argument();
+        let ours = |pid: u32| place::command_line(pid).contains(&argument);
+        Ok(Place::named(Path::new("/")).rooted()?.into_iter().find(|occupant| ours(occupant.pid)))
+    }
+
+    fn configuration_argument(&self) -> String {
+        format!("--configuration={}", self.configuration().display())
+    }
+
+    /// Keeps other farmctls from starting the daemon while this one ends it, and the
+    /// other way round.
+    fn lock(&self) -> Result<Flock<File>> {
+        file::make_directory(&self.layout.supervisor(), 0o755)?;
+        place::hold(&self.layout.supervisor(), LOCKED)
+    }
+
+    fn call(&self, calls: &serde_json::Value) -> Result<Vec<Answer>> {
+        let script = self.script();
+        // Written by another farmctl, or not yet.
+        if file::read_if_there(&script)?.as_deref() != Some(RPC) {
+            file::make_directory(&self.layout.supervisor(), 0o755)?;
+            file::publish(&script, RPC.as_bytes(), 0o644)?;
+        }
+        // -I: nothing from the user's environment or directories is imported.
+        let text = Invocation::of(&PYTHON)
+            .arg("-I")
+            .args([script, self.layout.supervisor_socket()])
+            .arg(calls.to_string())
+            .named("supervisord")
+            .output()?;
+        serde_json::from_str(&text).context("reading the answer of supervisord")
+    }
+
+    fn refusal<T>(&self, fault: i64, text: &str) -> Result<T> {
+        let hint = match self.daemon()? {
+            Some(daemon) if fault == UNREACHABLE => format!(
+                "kill {} ends it and what it runs; farmctl tend then starts all that should run",
+                daemon.pid
+            ),
+            _ => format!("look at {}", self.log().display()),
+        };
+        refuse(format_args!("supervisord refuses: {text}"), hint)
+    }
+
+    /// Makes calls that must all succeed.
+    fn order(&self, calls: &serde_json::Value) -> Result<Vec<serde_json::Value>> {
+        let mut results = Vec::new();
+        for answer in self.call(calls)? {
+            match answer {
+                Answer::Result { result } => results.push(result),
+                Answer::Fault { fault, text } => return self.refusal(fault, &text),
+            }
+        }
+        Ok(results)
+    }
+
+    fn infos(&self, app: &str) -> Result<Vec<Info>> {
+        let results = self.order(&serde_json::json!([["supervisor.getAllProcessInfo"]]))?;
+        let result = results.into_iter().next().context("supervisord gave no answer")?;
+        let infos: Vec<Info> =
+            serde_json::from_value(result).context("reading the answer of supervisord")?;
+        Ok(infos.into_iter().filter(|info| info.group == app).collect())
+    }
+
+    /// Starts the daemon and waits until it answers.
+    fn launch(&self) -> Result<()> {
+        for stale in [self.layout.supervisor_socket(), self.layout.supervisor_pid()] {
+            file::remove_if_there(&stale)?;
+        }
+        Invocation::of(&SUPERVISORD).arg(self.configuration_argument()).surviving().run()?;
+        let socket = self.layout.supervisor_socket();
+        let answers = poll_until(PATIENCE, || {
+            Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(()))
+        })?;
+        if answers.is_some() {
+            return Ok(());
+        }
+        let log = self.log();
+        refuse(
+            format_args!("supervisord does not answer on {}", socket.display()),
+            format!("its last words are in {}", log.display()),
+        )
+    }
+
+    fn log(&self) -> PathBuf {
+        self.layout.logs().join("supervisord.log")
+    }
+
+    fn write_daemon_configuration(&self) -> Result<()> {
+        let root = self.layout.root();
+        if root.to_string_lossy().contains(char::is_whitespace) {
+            return refuse(
+                format_args!("supervisord cannot use the path {}", root.display()),
+                "use a --root without spaces",
+            );
+        }
+        file::make_directory(&self.layout.supervisor(), 0o755)?;
+        file::make_directory(&self.applications(), 0o755)?;
+        file::make_directory(&self.layout.logs(), 0o755)?;
+        if let Some(runtime) = self.layout.supervisor_socket().parent() {
+            file::make_directory(runtime, 0o755)?;
+        }
+        publish_if_new(&self.configuration(), &render_daemon(&self.layout, descriptors()?))?;
+        Ok(())
+    }
+
+    /// Ends what runs in a session without a supervisor: a supervisord that is killed
+    /// leaves its processes behind, and a second copy beside them would share their
+    /// sockets. Somebody's shell in the session is left alone.
+    fn end_orphans(programs: &[Program]) -> Result<()> {
+        let mut mounts: Vec<&Path> =
+            programs.iter().map(|program| program.mount.as_path()).collect();
+        mounts.sort_unstable();
+        mounts.dedup();
+        for mount in mounts {
+            let place = Place::mounted(mount);
+            let look = || {
+                let mut inside = place.rooted()?;
+                let pids: Vec<u32> = inside.iter().map(|occupant| occupant.pid).collect();
+                inside.retain(|occupant| !entered_by_schroot(occupant.pid, &pids));
+                Ok(inside)
+            };
+            place::end(look, GRACE)?;
+            if let Some(left) = look()?.first() {
+                return refuse(
+                    format_args!("process {left} cannot be ended"),
+                    "it waits in the kernel, for a disk perhaps: look at dmesg",
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops and forgets the group of an application, if the daemon knows it.
+    fn drop_group(&self, app: &str) -> Result<()> {
+        for calls in [
+            serde_json::json!([["supervisor.stopProcessGroup", app, true]]),
+            serde_json::json!([["supervisor.removeProcessGroup", app]]),
+        ] {
+            for answer in self.call(&calls)? {
+                match answer {
+                    Answer::Fault { fault: BAD_NAME, .. } => return Ok(()),
+                    Answer::Fault { fault, text } => return self.refusal(fault, &text),
+                    Answer::Result { .. } => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the daemon if it has nothing left to run.
+    fn leave_if_idle(&self) -> Result<()> {
+        if self.daemon()?.is_none() && !self.layout.supervisor_socket().exists() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        if !self.apps()?.is_empty() {
+            return Ok(());
+        }
+        let gone = || Ok(self.daemon()?.is_none().then_some(()));
+        if let Some(daemon) = self.daemon()? {
+            // The socket may be gone; SIGTERM has it stop its processes and end.
+            process::send(daemon.pid, libc::SIGTERM)?;
+            if poll_until(PATIENCE, gone)?.is_none() {
+                return refuse(
+                    format_args!("supervisord ({}) does not end", daemon.pid),
+                    format!("look at {}", self.log().display()),
+                );
+            }
+        }
+        file::remove_if_there(&self.layout.supervisor_socket())?;
+        file::remove_if_there(&self.layout.supervisor_pid())
+    }
+}
+
+/// Whether a process came into the session through schroot: its first ancestor outside
+/// (`inside` lists who is not) is schroot itself.
+fn entered_by_schroot(pid: u32, inside: &[u32]) -> bool {
+    let mut at = pid;
+    // A chain of parents has an end, but the table may change while we climb.
+    for _ in 0..1000 {
+        let Some(parent) = place::parent(at) else { return false };
+        if !inside.contains(&parent) {
+            return place::command_line(parent)
+                .first()
+                .is_some_and(|program| Path::new(program).file_name() == Some("schroot".as_ref()));
+        }
+        at = parent;
+    }
+    false
+}
+
+fn publish_if_new(path: &Path, text: &str) -> Result<bool> {
+    if file::read_if_there(path)?.as_deref() == Some(text) {
+        return Ok(false);
+    }
+    file::publish(path, text.as_bytes(), 0o644)?;
+    Ok(true)
+}
+
+/// Makes the log, for administrators' eyes: applications print what they like.
+fn make_log(path: &Path) -> Result<()> {
+    let group = Group::from_name("adm").context("looking up group adm")?;
+    let gid = group.map(|group| group.gid.as_raw());
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    file::make_directory(directory, 0o750)?;
+    let make = || -> std::io::Result<()> {
+        chown(directory, Some(0), gid)?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o750))?;
+        OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+        chown(path, Some(0), gid)
+    };
+    make().with_context(|| format!("making {}", path.display()))
+}
+
+impl Supervise for Supervisord {
+    fn check(&self) -> Result<()> {
+        run::require(&TOOLS)?;
+        let module = Invocation::of(&PYTHON).args(["-I", "-c", "import supervisor.xmlrpc"]);
+        if module.outcome()?.success() {
+            return Ok(());
+        }
+        refuse(
+            "python3 does not find the modules of Debian's supervisor",
+            "apt-get install --reinstall supervisor",
+        )
+    }
+
+    fn start(&self, app: &str, programs: &[Program]) -> Result<()> {
+        if programs.is_empty() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        self.write_daemon_configuration()?;
+        for program in programs {
+            make_log(&program.log)?;
+        }
+        let text = render_application(app, programs)?;
+        file::publish(&self.application(app), text.as_bytes(), 0o644)?;
+        if self.daemon()?.is_none() {
+            self.launch()?;
+        }
+        let results = self.order(&serde_json::json!([["supervisor.reloadConfig"]]))?;
+        let changes = results.into_iter().next().context("supervisord gave no answer")?;
+        let [(added, changed, _)]: Changes =
+            serde_json::from_value(changes).context("reading the answer of supervisord")?;
+        let named = |names: &[String]| names.iter().any(|name| name == app);
+        if named(&changed) {
+            self.drop_group(app)?;
+        }
+        if named(&changed) || named(&added) {
+            self.order(&serde_json::json!([["supervisor.addProcessGroup", app]]))?;
+        }
+        let infos = self.infos(app)?;
+        let up = |info: &Info| state(&info.statename) != State::Failed && info.pid != 0;
+        if infos.iter().any(up) {
+            let down = infos.iter().filter(|info| !up(info));
+            let calls: Vec<serde_json::Value> = down
+                .map(|info| {
+                    let name = format!("{app}:{}", info.name);
+                    serde_json::json!(["supervisor.startProcess", name, false])
+                })
+                .collect();
+            self.order(&serde_json::Value::Array(calls))?;
+            return Ok(());
+        }
+        Self::end_orphans(programs)?;
+        self.order(&serde_json::json!([["supervisor.startProcessGroup", app, false]]))?;
+        Ok(())
+    }
+
+    fn stop(&self, app: &str) -> Result<()> {
+        if self.daemon()?.is_some() {
+            self.drop_group(app)?;
+        }
+        file::remove_if_there(&self.application(app))?;
+        self.leave_if_idle()
+    }
+
+    fn restart(&self, app: &str, process: &str) -> Result<()> {
+        let name = format!("{app}:{}", program_name(app, process));
+        if self.daemon()?.is_none() {
+            return refuse(
+                format_args!("supervisord does not run, so process {process} does not either"),
+                format!("farmctl start {app}"),
+            );
+        }
+        let infos = self.infos(app)?;
+        let Some(info) = infos.iter().find(|info| info.name == program_name(app, process)) else {
+            return refuse(
+                format_args!("supervisord does not know process {process} of {app}"),
+                format!("farmctl start {app}"),
+            );
+        };
+        let mut calls = Vec::new();
+        if !matches!(state(&info.statename), State::Stopped | State::Failed) {
+            calls.push(serde_json::json!(["supervisor.stopProcess", name, true]));
+        }
+        calls.push(serde_json::json!(["supervisor.startProcess", name, false]));
+        self.order(&serde_json::Value::Array(calls))?;
+        Ok(())
+    }
+
+    fn states(&self, app: &str) -> Result<Vec<ProcessState>> {
+        if self.daemon()?.is_none() {
+            return Ok(Vec::new());
+        }
+        Ok(self.infos(app)?.into_iter().map(|info| process_state(app, &info)).collect())
+    }
+
+    fn apps(&self) -> Result<Vec<String>> {
+        let names = file::names_in(&self.applications())?;
+        let name = |file: &String| file.strip_suffix(".conf").map(str::to_owned);
+        Ok(names.iter().filter(|name| !name.starts_with('.')).filter_map(name).collect())
+    }
+}
+
+/// Names of programs are unique in all of supervisord, not only in their group.
+fn program_name(app: &str, process: &str) -> String {
+    format!("{app}.{process}")
+}
+
+fn state(name: &str) -> State {
+    match name {
+        "RUNNING" => State::Running,
+        "STARTING" => State::Starting,
+        "BACKOFF" => State::Backoff,
+        "STOPPING" => State::Stopping,
+        "STOPPED" => State::Stopped,
+        // FATAL, UNKNOWN, and EXITED, which `autorestart=true` makes short.
+        _ => State::Failed,
+    }
+}
+
+fn process_state(app: &str, info: &Info) -> ProcessState {
+    let state = state(&info.statename);
+    let process = info.name.strip_prefix(&format!("{app}.")).unwrap_or(&info.name).to_owned();
+    ProcessState {
+        process,
+        state,
+        pid: (info.pid != 0).then_some(info.pid),
+        since: (info.pid != 0).then_some(info.start),
+        exit: matches!(state, State::Failed | State::Backoff).then_some(info.exitstatus),
+    }
+}
+
+/// A value of supervisord's configuration: `%` begins an expansion, ` ;` a comment.
+fn literal(value: &str) -> String {
+    value.replace('%', "%%")
+}
+
+/// File descriptors a server may open: as many as the host allows, within reason.
+/// supervisord raises its own limit to this and refuses to start if it cannot.
+fn descriptors() -> Result<u64> {
+    let (_, hard) =
+        getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
+    Ok(hard.min(65_536))
+}
+
+/// supervisord.conf(5). `umask` is that of the processes as well.
+fn render_daemon(layout: &Layout, descriptors: u64) -> String {
+    let path = |path: PathBuf| literal(&path.to_string_lossy());
+    format!(
+        "; Written by farmctl; changes are lost.\n\
+         [unix_http_server]\n\
+         file={socket}\n\
+         chmod=0700\n\
+         \n\
+         [supervisord]\n\
+         identifier=farmctl\n\
+         logfile={log}\n\
+         logfile_maxbytes={LOG_SIZE}\n\
+         logfile_backups={LOGS_KEPT}\n\
+         pidfile={pid}\n\
+         directory=/\n\
+         umask=022\n\
+         minfds={descriptors}\n\
+         nocleanup=true\n\
+         \n\
+         [rpcinterface:supervisor]\n\
+         supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
+         \n\
+         [include]\n\
+         files={apps}/*.conf\n",
+        socket = path(layout.supervisor_socket()),
+        log = path(layout.logs().join("supervisord.log")),
+        pid = path(layout.supervisor_pid()),
+        apps = path(layout.supervisor().join("apps")),
+    )
+}
+
+/// The group and the programs of an application. They are started by order, not with
+/// the daemon: what their sessions are is not its business.
+fn render_application(app: &str, programs: &[Program]) -> Result<String> {
+    let names: Vec<String> =
+        programs.iter().map(|program| program_name(app, &program.process)).collect();
+    let mut text = format!(
+        "; Written by farmctl; changes are lost.\n[group:{app}]\nprograms={}\n",
+        names.join(",")
+    );
+    for (program, name) in programs.iter().zip(&names) {
+        let command: Vec<String> = command(program)?.iter().map(|word| quote(word)).collect();
+        let _ = write!(
+            text,
+            "\n\
+             [program:{name}]\n\
+             command={command}\n\
+             directory=/\n\
+             autostart=false\n\
+             autorestart=true\n\
+             startsecs={START_SECONDS}\n\
+             startretries={START_RETRIES}\n\
+             stopsignal={signal}\n\
+             stopwaitsecs={within}\n\
+             stopasgroup=false\n\
+             killasgroup=true\n\
+             redirect_stderr=true\n\
+             stdout_logfile={log}\n\
+             stdout_logfile_maxbytes={LOG_SIZE}\n\
+             stdout_logfile_backups={LOGS_KEPT}\n",
+            command = literal(&command.join(" ")),
+            signal = program.stop.signal,
+            within = program.stop.within.0,
+            log = literal(&program.log.to_string_lossy()),
+        );
+    }
+    Ok(text)
+}
+
+/// What runs a process: chroot(8) and env(1), each of which execs the next, so that the
+/// pid is the server's in the end. It has no groups but its own, and an environment
+/// with nothing of supervisord's.
+fn command(program: &Program) -> Result<Vec<String>> {
+    let chroot = CHROOT.path().unwrap_or_else(|| PathBuf::from("/usr/sbin/chroot"));
+    let mut words = vec![
+        chroot.display().to_string(),
+        format!("--userspec={}:{}", program.uid, program.gid),
+        "--groups=".to_owned(),
+        program.mount.display().to_string(),
+        "/usr/bin/env".to_owned(),
+        "-i".to_owned(),
+    ];
+    words.extend(environment(&program.mount, program.uid)?);
+    words.extend([START_SCRIPT.to_owned(), "run".to_owned(), program.process.clone()]);
+    Ok(words)
+}
+
+/// What login(1) would set for the user of this id in the session.
+fn environment(mount: &Path, uid: u32) -> Result<Vec<String>> {
+    let passwd = Inside::open(mount)?.read(Path::new("/etc/passwd"))?.unwrap_or_default();
+    let uid = uid.to_string();
+    let user = passwd
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.len() == 7 && fields[2] == uid)
+        .ok_or_else(|| anyhow!("the session in {} has no user {uid}", mount.display()))?;
+    Ok(vec![
+        "PATH=/usr/local/bin:/usr/bin:/bin".to_owned(),
+        "LANG=C.UTF-8".to_owned(),
+        format!("HOME={}", user[5]),
+        format!("USER={}", user[0]),
+        format!("LOGNAME={}", user[0]),
+        "SHELL=/bin/sh".to_owned(),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::Stop;
+
+    #[test]
+    fn the_daemon_has_a_socket_and_files_of_its_own() {
+        insta::assert_snapshot!(render_daemon(&Layout::new("/", None), 65_536), @r"
+        ; Written by farmctl; changes are lost.
+        [unix_http_server]
+        file=/run/farmctl/supervisor.sock
+        chmod=0700
+
+        [supervisord]
+        identifier=farmctl
+        logfile=/var/log/farmctl/supervisord.log
+        logfile_maxbytes=10MB
+        logfile_backups=5
+        pidfile=/run/farmctl/supervisord.pid
+        directory=/
+        umask=022
+        minfds=65536
+        nocleanup=true
+
+        [rpcinterface:supervisor]
+        supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+
+        [include]
+        files=/var/lib/farmctl/supervisor/apps/*.conf
+        ");
+    }
+
+    #[test]
+    fn a_process_is_entered_with_chroot_and_restarted_when_it_dies() {
+        let session = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(session.path().join("etc")).expect("it is writable");
+        fs::write(session.path().join("etc/passwd"), "app:x:200000:200000::/home/app:/bin/bash\n")
+            .expect("it is writable");
+        let program = |process: &str| Program {
+            process: process.to_owned(),
+            mount: session.path().to_owned(),
+            uid: 200_000,
+            gid: 200_000,
+            stop: Stop::default(),
+            log: PathBuf::from(format!("/var/log/farmctl/shop/{process}.log")),
+        };
+        let text = render_application("shop", &[program("web"), program("worker-2")])
+            .expect("the session has the user")
+            .replace(&session.path().display().to_string(), "/run/schroot/mount/fs-shop-1");
+        insta::assert_snapshot!(text, @r"
+        ; Written by farmctl; changes are lost.
+        [group:shop]
+        programs=shop.web,shop.worker-2
+
+        [program:shop.web]
+        command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run web
+        directory=/
+        autostart=false
+        autorestart=true
+        startsecs=2
+        startretries=10
+        stopsignal=TERM
+        stopwaitsecs=30
+        stopasgroup=false
+        killasgroup=true
+        redirect_stderr=true
+        stdout_logfile=/var/log/farmctl/shop/web.log
+        stdout_logfile_maxbytes=10MB
+        stdout_logfile_backups=5
+
+        [program:shop.worker-2]
+        command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run worker-2
+        directory=/
+        autostart=false
+        autorestart=true
+        startsecs=2
+        startretries=10
+        stopsignal=TERM
+        stopwaitsecs=30
+        stopasgroup=false
+        killasgroup=true
+        redirect_stderr=true
+        stdout_logfile=/var/log/farmctl/shop/worker-2.log
+        stdout_logfile_maxbytes=10MB
+        stdout_logfile_backups=5
+        ");
+    }
+
+    /// Captured from supervisor 4.2.5.
+    #[test]
+    fn answers_of_supervisord_are_read() {
+        let text = r#"[{"result": [{"name": "shop.web", "group": "shop", "start": 1763710000,
+            "stop": 0, "now": 1763710060, "state": 20, "statename": "RUNNING", "spawnerr": "",
+            "exitstatus": 0, "logfile": "/l", "stdout_logfile": "/l", "stderr_logfile": "",
+            "pid": 4711, "description": "pid 4711, uptime 0:01:00"}]},
+            {"fault": 10, "text": "BAD_NAME: shop"}]"#;
+        let mut answers: Vec<Answer> = serde_json::from_str(text).expect("as captured");
+        assert!(matches!(answers.pop(), Some(Answer::Fault { fault: BAD_NAME, .. })));
+        let Some(Answer::Result { result }) = answers.pop() else {
+            panic!("the first is a result")
+        };
+        let [info]: [Info; 1] = serde_json::from_value(result).expect("as captured");
+        let expected = ProcessState {
+            process: "web".to_owned(),
+            state: State::Running,
+            pid: Some(4711),
+            since: Some(1_763_710_000),
+            exit: None,
+        };
+        assert_eq!(process_state("shop", &info), expected);
+    }
+}

@@ -1,0 +1,171 @@
+//! What became of a tree since it was packed.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::member::{Body, Member};
+use super::walk::{Found, Shape, Tree, read_file};
+use super::{Progress, from_hex};
+use crate::manifest::{Capability, FileEntry, FileIndex, FileKind, Owner};
+
+/// One way in which a tree differs from its file index.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case", tag = "difference")]
+pub enum Difference {
+    /// A path of the index that is not in the tree.
+    Missing {
+        /// Path, no leading slash.
+        path: String,
+        /// Whose it is.
+        owner: Owner,
+    },
+    /// A path of the tree that is not in the index.
+    Unexpected {
+        /// Path, no leading slash; bytes that are not UTF-8 are replaced.
+        path: String,
+    },
+    /// A path that is not what the index says.
+    Changed {
+        /// Path, no leading slash.
+        path: String,
+        /// Whose it is.
+        owner: Owner,
+        /// What it is now, in words: `mode 0644 instead of 0755, content`.
+        what: String,
+    },
+}
+
+impl Difference {
+    /// The path that differs.
+    #[must_use]
+    pub fn path(&self) -> &str {
+        match self {
+            Difference::Missing { path, .. }
+            | Difference::Unexpected { path }
+            | Difference::Changed { path, .. } => path,
+        }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Difference::Missing { path, .. } => write!(f, "{path}: missing"),
+            Difference::Unexpected { path } => write!(f, "{path}: unexpected"),
+            Difference::Changed { path, what, .. } => write!(f, "{path}: {what}"),
+        }
+    }
+}
+
+/// Compares a tree on disk with the file index and the capabilities it was extracted
+/// from, ascending by path. Progress counts bytes of file contents.
+///
+/// Times of directories are not compared: they say that a name came or went, which is
+/// reported by itself. `lost+found` at the top is no part of the tree.
+///
+/// # Errors
+/// When the tree cannot be read; what differs is no error.
+pub fn compare(
+    tree: &Path,
+    index: &FileIndex,
+    capabilities: &[Capability],
+    progress: Progress<'_>,
+) -> Result<Vec<Difference>> {
+    compare_tree(tree, index, capabilities, progress)
+        .with_context(|| format!("comparing {}", tree.display()))
+}
+
+fn compare_tree(
+    tree: &Path,
+    index: &FileIndex,
+    capabilities: &[Capability],
+    progress: Progress<'_>,
+) -> Result<Vec<Difference>> {
+    let tree = Tree::open(tree)?;
+    let all = tree.walk()?;
+    let capabilities: HashMap<&str, Vec<u8>> = capabilities
+        .iter()
+        .filter_map(|one| Some((one.path.as_str(), from_hex(&one.value)?)))
+        .collect();
+    let total = all.iter().map(Found::content).sum();
+    let mut done = 0;
+    let mut differences = Vec::new();
+    let mut entries = index.files.iter().peekable();
+    let mut finds = all.iter().peekable();
+    loop {
+        let order = match (entries.peek(), finds.peek()) {
+            (None, None) => break,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(entry), Some(found)) => entry.path.as_bytes().cmp(&found.path),
+        };
+        let entry = if order.is_le() { entries.next() } else { None };
+        let found = if order.is_ge() { finds.next() } else { None };
+        match (entry, found) {
+            (Some(FileEntry { path, owner, .. }), None) => {
+                differences.push(Difference::Missing { path: path.clone(), owner: owner.clone() });
+            }
+            (None, Some(found)) => {
+                differences.push(Difference::Unexpected { path: found.shown() });
+            }
+            (Some(entry), Some(found)) => {
+                let capability = capabilities.get(entry.path.as_str()).cloned();
+                let expected = Member::of_entry(entry, capability);
+                let what = describe_change(&tree, &all, found, entry, &expected, &mut |count| {
+                    progress(done + count, total)
+                })?;
+                if !what.is_empty() {
+                    let (path, owner) = (entry.path.clone(), entry.owner.clone());
+                    differences.push(Difference::Changed { path, owner, what });
+                }
+            }
+            (None, None) => unreachable!("one of the two is the next path"),
+        }
+        done += found.map_or(0, Found::content);
+        progress(done, total)?;
+    }
+    Ok(differences)
+}
+
+/// What a path has become, in words; empty if it is what it was.
+fn describe_change(
+    tree: &Tree,
+    all: &[Found],
+    found: &Found,
+    entry: &FileEntry,
+    expected: &Member,
+    progress: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<String> {
+    let target = match found.shape {
+        Shape::Special(what) => return Ok(format!("{what} instead of {}", expected.body.name())),
+        // A link to a name that is not UTF-8 cannot be the one in the index.
+        Shape::Symlink(ref target) => std::str::from_utf8(target).ok(),
+        Shape::HardLink(original) => std::str::from_utf8(&all[original].path).ok(),
+        Shape::File | Shape::Directory => Some(""),
+    };
+    if target.is_none() {
+        return Ok("link to a name that is not UTF-8".to_owned());
+    }
+    let (mut now, file) = tree.describe(all, found)?;
+    if now.body == Body::Directory {
+        now.mtime = expected.mtime;
+    }
+    let mut what = now.difference(expected);
+    if let (FileKind::File { size, sha256 }, Some(file)) = (&entry.kind, file) {
+        if *size == found.size() {
+            let mut count = 0;
+            let read = read_file(&file, *size, &mut |piece| {
+                count += piece.len() as u64;
+                progress(count)
+            });
+            if read.with_context(|| format!("reading {}", entry.path))? != *sha256 {
+                what.push_str(if what.is_empty() { "content" } else { ", content" });
+            }
+        }
+    }
+    Ok(what)
+}

@@ -1,0 +1,150 @@
+//! Extracting members that nobody vouches for, as root.
+//!
+//! The order on files is chown, chmod, setxattr, utimens: chown(2) takes set-id bits and
+//! capabilities away. Directories are closed to everybody but root until the end, when
+//! they get their own mode and time, the last one first.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat, syncfs};
+use sha2::{Digest as _, Sha256};
+use xattr::FileExt as _;
+
+use super::member::{Body, CAPABILITY, Member, Members, Pieces};
+use super::rules::Rules;
+use super::walk::{Tree, is_empty};
+use crate::error::refuse;
+
+/// A tree being written.
+pub(super) struct Extractor {
+    tree: Tree,
+    rules: Rules,
+    /// The directory of the last member, open: the next one mostly lies there too.
+    parent: (String, OwnedFd),
+}
+
+impl Extractor {
+    /// Begins in an existing empty directory, `lost+found` aside.
+    pub fn new(target: &Path) -> Result<Extractor> {
+        let tree = Tree::open(target)?;
+        if !is_empty(target).with_context(|| format!("reading {}", target.display()))? {
+            return refuse(format!("{} is not empty", target.display()), "give an empty directory");
+        }
+        let parent = (String::new(), tree.open_directory(b"")?);
+        Ok(Extractor { tree, rules: Rules::default(), parent })
+    }
+
+    /// Writes one member, its content from `members`. Where the content's SHA-256 is
+    /// known, hex, a file that has another one gets neither its owner nor its mode.
+    pub fn add<P: Pieces>(
+        &mut self,
+        member: Member,
+        sha256: Option<&str>,
+        members: &mut Members<P>,
+    ) -> Result<()> {
+        let Extractor { tree, rules, parent } = self;
+        rules.admit(member)?;
+        let member = rules.last().expect("it was just taken");
+        write(tree, parent, member, sha256, members)
+            .with_context(|| format!("writing {}", member.path))
+    }
+
+    /// Gives directories what was held back and writes everything to the disk.
+    pub fn finish(self) -> Result<()> {
+        for member in self.rules.seen().iter().rev() {
+            if member.body == Body::Directory {
+                let fd = self.tree.open_directory(member.path.as_bytes())?;
+                settle(&File::from(fd), member)
+                    .with_context(|| format!("writing {}", member.path))?;
+            }
+        }
+        syncfs(self.tree.root()).context("writing everything to the disk")
+    }
+}
+
+fn write<P: Pieces>(
+    tree: &Tree,
+    open: &mut (String, OwnedFd),
+    member: &Member,
+    sha256: Option<&str>,
+    members: &mut Members<P>,
+) -> Result<()> {
+    let (parent, name) = member.path.rsplit_once('/').unwrap_or(("", &member.path));
+    if open.0 != parent {
+        *open = (parent.to_owned(), tree.open_directory(parent.as_bytes())?);
+    }
+    let parent = open.1.as_fd();
+    match &member.body {
+        Body::Directory => mkdirat(parent, name, Mode::S_IRWXU)?,
+        Body::Symlink { target } => {
+            symlinkat(target.as_str(), parent, name)?;
+            let (uid, gid) = owner(member);
+            fchownat(parent, name, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+            let time = time(member);
+            utimensat(parent, name, &time, &time, UtimensatFlags::NoFollowSymlink)?;
+        }
+        Body::HardLink { target } => {
+            let (from, file) = target.rsplit_once('/').unwrap_or(("", target));
+            let from = tree.open_directory(from.as_bytes())?;
+            // Without AT_SYMLINK_FOLLOW, and the rules know it for a regular file.
+            linkat(from, file, parent, name, AtFlags::empty())?;
+        }
+        Body::File { size } => write_file(parent, name, member, *size, sha256, members)?,
+    }
+    Ok(())
+}
+
+fn write_file<P: Pieces>(
+    parent: BorrowedFd<'_>,
+    name: &str,
+    member: &Member,
+    size: u64,
+    sha256: Option<&str>,
+    members: &mut Members<P>,
+) -> Result<()> {
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
+    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let mut file = File::from(openat(parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+    let mut hash = Sha256::new();
+    members.content(size, &mut |piece| {
+        if sha256.is_some() {
+            hash.update(piece);
+        }
+        Ok(file.write_all(piece)?)
+    })?;
+    if let Some(wanted) = sha256 {
+        ensure!(
+            super::hex(&hash.finalize()) == wanted,
+            "its content is not what the file index says"
+        );
+    }
+    settle(&file, member)
+}
+
+/// Gives an open file or directory its owner, mode, capabilities and time.
+fn settle(file: &File, member: &Member) -> Result<()> {
+    let (uid, gid) = owner(member);
+    fchown(file, uid, gid)?;
+    fchmod(file, Mode::from_bits_truncate(member.mode))?;
+    if let Some(value) = &member.capability {
+        file.set_xattr(CAPABILITY, value).context("setting its capabilities")?;
+    }
+    let time = time(member);
+    futimens(file, &time, &time)?;
+    Ok(())
+}
+
+fn owner(member: &Member) -> (Option<Uid>, Option<Gid>) {
+    (Some(Uid::from_raw(member.uid)), Some(Gid::from_raw(member.gid)))
+}
+
+fn time(member: &Member) -> TimeSpec {
+    TimeSpec::new(member.mtime, 0)
+}

@@ -1,0 +1,227 @@
+//! What people see: steps and progress on standard error, answers on standard output.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+/// How much is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors only (`-q`).
+    Quiet,
+    /// Steps, warnings, progress.
+    #[default]
+    Normal,
+    /// Every external command (`-v`), and with `-vv` what it prints.
+    Verbose,
+}
+
+/// Standard output and standard error.
+#[derive(Debug)]
+pub struct Ui {
+    verbosity: Verbosity,
+    terminal: bool,
+    color: bool,
+    began: Instant,
+}
+
+impl Ui {
+    /// Looks once whether standard error is a terminal, and honours `NO_COLOR`
+    /// (<https://no-color.org>).
+    #[must_use]
+    pub fn new(verbosity: Verbosity) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+        Self { verbosity, terminal, color: terminal && !no_color && !dumb, began: Instant::now() }
+    }
+
+    /// Whether colours are wanted on standard error.
+    #[must_use]
+    pub fn color(&self) -> bool {
+        self.color
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    #[expect(clippy::unused_self, reason = "only who holds the Ui may write")]
+    fn write_err(&self, line: &str) {
+        // A closed standard error is no reason to stop half-way.
+        drop(writeln!(std::io::stderr().lock(), "{line}"));
+    }
+
+    /// Says what is being done.
+    pub fn step(&self, text: impl AsRef<str>) {
+        if self.verbosity > Verbosity::Quiet {
+            self.write_err(&format!("{} {}", self.paint("36", "·"), text.as_ref()));
+        }
+    }
+
+    /// Says that a verb is finished, with the time it took.
+    pub fn done(&self, text: impl AsRef<str>) {
+        if self.verbosity > Verbosity::Quiet {
+            let time = seconds(self.began.elapsed());
+            self.write_err(&format!("{} {} ({time})", self.paint("32", "✓"), text.as_ref()));
+        }
+    }
+
+    /// Says that there was nothing to do.
+    pub fn already(&self, text: impl AsRef<str>) {
+        if self.verbosity > Verbosity::Quiet {
+            self.write_err(&format!("{} {}", self.paint("32", "✓"), text.as_ref()));
+        }
+    }
+
+    /// Says what the user should know although nothing failed.
+    pub fn warn(&self, text: impl AsRef<str>) {
+        if self.verbosity > Verbosity::Quiet {
+            self.write_err(&format!("{} {}", self.paint("33", "warning:"), text.as_ref()));
+        }
+    }
+
+    /// Prints an error; the only thing `-q` lets through.
+    pub fn error(&self, rendered: &str) {
+        let mut text = rendered.to_owned();
+        if self.color {
+            text = text.replacen("error:", "\x1b[31merror:\x1b[0m", 1);
+            text = text.replacen("\nhint:", "\n\x1b[36mhint:\x1b[0m", 1);
+        }
+        self.write_err(&text);
+    }
+
+    /// Prints an answer on standard output.
+    pub fn answer(&self, text: impl AsRef<str>) {
+        // A reader that went away (`farmctl list | head -1`) has what it wanted.
+        drop(writeln!(std::io::stdout().lock(), "{}", text.as_ref()));
+    }
+
+    /// Prints an answer without a line end, as it comes (`logs -f`).
+    ///
+    /// # Errors
+    /// When standard output is closed.
+    pub fn stream(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        out.write_all(bytes)?;
+        out.flush()
+    }
+
+    /// Prints an answer as JSON.
+    pub fn json(&self, value: &impl Serialize) {
+        let text = serde_json::to_string_pretty(value).expect("our values have string keys");
+        self.answer(text);
+    }
+
+    /// A bar for work whose size is known, in bytes: what, how far, rate, time left.
+    #[must_use]
+    pub fn meter(&self, what: &str) -> Meter {
+        let shown = self.terminal && self.verbosity == Verbosity::Normal;
+        let target =
+            if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let style = "  {msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let bar = ProgressBar::with_draw_target(Some(0), target);
+        bar.set_style(ProgressStyle::with_template(style).expect("the template is a constant"));
+        bar.set_message(what.to_owned());
+        Meter(bar)
+    }
+
+    /// A line that shows a tool's latest output while it works.
+    #[must_use]
+    pub fn spinner(&self, what: &str) -> Spinner {
+        let shown = self.terminal && self.verbosity == Verbosity::Normal;
+        let target =
+            if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(None, target);
+        let style = "  {spinner} {elapsed} {prefix} {wide_msg}";
+        bar.set_style(ProgressStyle::with_template(style).expect("the template is a constant"));
+        bar.set_prefix(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Spinner(bar)
+    }
+}
+
+/// A progress bar; gone when dropped.
+#[derive(Debug)]
+pub struct Meter(ProgressBar);
+
+impl Meter {
+    /// Shows that `done` of `total` bytes are through.
+    pub fn set(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A live line; gone when dropped.
+#[derive(Debug)]
+pub struct Spinner(ProgressBar);
+
+impl Spinner {
+    /// Shows this text.
+    pub fn show(&self, text: &str) {
+        self.0.set_message(text.to_owned());
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A time as people read it.
+#[must_use]
+pub fn seconds(time: Duration) -> String {
+    let all = time.as_secs_f64();
+    if all < 60.0 {
+        format!("{all:.1} s")
+    } else {
+        format!("{:.0} min {:.0} s", (all / 60.0).floor(), all % 60.0)
+    }
+}
+
+/// A size as people read it, in binary units.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}
+
+/// Rows in columns, each as wide as its widest cell.
+#[must_use]
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let lines: Vec<String> = rows
+        .iter()
+        .map(|row| {
+            let cells: Vec<String> =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            cells.join("  ").trim_end().to_owned()
+        })
+        .collect();
+    lines.join("\n")
+}
+
+/// A day, in UTC, of a time in seconds since 1970.
+#[must_use]
+pub fn day(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| "unknown".to_owned(), |time| time.strftime("%F").to_string())
+}

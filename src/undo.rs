@@ -1,0 +1,284 @@
+//! Taking back what a recipe made: when it fails, when its verb is to remove, and when
+//! `gc` finds what a killed one left.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, anyhow, bail};
+
+use crate::account;
+use crate::error::{Exit, Mark as _};
+use crate::file;
+use crate::front;
+use crate::layout;
+use crate::node::{Node, Object, Transaction};
+use crate::run::Shield;
+use crate::schroot;
+use crate::session;
+use crate::storage;
+use crate::supervise;
+
+/// Removes one thing. Nothing there is fine.
+///
+/// # Errors
+/// When it cannot be removed, or something of it remains.
+pub fn remove(object: &Object, node: &Node) -> Result<()> {
+    let layout = node.layout();
+    match object {
+        Object::Volume { storage, name } => storage::named(storage, layout)?.remove(name),
+        Object::Chroot { name } => schroot::unregister(name),
+        Object::Session { name } => schroot::end(name),
+        Object::Sockets { app } => session::remove_sockets(layout, app),
+        Object::Programs { app } => supervise::detect(layout).stop(app),
+        Object::Front { app } => front::withdraw(layout, app),
+        Object::Account { app } => account::remove(app),
+        Object::Path { path } => remove_path(path),
+    }
+}
+
+fn remove_path(path: &Path) -> Result<()> {
+    // A mistake here would be the worst one: no path of ours is that short.
+    if !path.is_absolute() || path.components().count() < 4 {
+        bail!("{} is not a path farmctl removes", path.display());
+    }
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => storage::remove_tree(path),
+        _ => file::remove_if_there(path),
+    }
+}
+
+/// Runs the body of a recipe in a transaction. If it fails, what it wrote down is
+/// removed, newest first, and no signal interrupts that.
+///
+/// # Errors
+/// The body's own. If something could not be removed, naming that, with [`Exit::Left`];
+/// the record stays for `gc`.
+pub fn attempt<T>(
+    node: &Node,
+    verb: &str,
+    subject: &str,
+    body: impl FnOnce(&mut Transaction) -> Result<T>,
+) -> Result<T> {
+    let mut transaction = node.begin(verb, subject)?;
+    let error = match body(&mut transaction) {
+        Ok(value) => {
+            transaction.close()?;
+            return Ok(value);
+        }
+        Err(error) => error,
+    };
+    let _shield = Shield::raise();
+    match remove_each(node, transaction.objects(), &|_| ()) {
+        Ok(()) => {
+            transaction.close()?;
+            Err(error)
+        }
+        Err(left) => {
+            let failure = format!("{error:#}; and not all of it could be undone: {left:#}");
+            Err(anyhow!(failure)).exit(Exit::Left).hint("farmctl gc")
+        }
+    }
+}
+
+/// Removes everything a transaction wrote down, newest first, and closes it: the verbs
+/// that end or remove. `say` hears of each thing before it is removed.
+///
+/// # Errors
+/// Naming what could not be removed, with [`Exit::Left`]; the rest is, and the record
+/// stays for `gc`.
+pub fn remove_all(node: &Node, transaction: Transaction, say: &dyn Fn(&Object)) -> Result<()> {
+    // Half removed is worse than late: the signal counts when all is done.
+    let _shield = Shield::raise();
+    remove_each(node, transaction.objects(), say)
+        .exit(Exit::Left)
+        .hint("end what still uses it, then farmctl gc")?;
+    transaction.close()
+}
+
+/// Removes each of them, the last first, and goes on when one fails.
+fn remove_each(node: &Node, objects: &[Object], say: &dyn Fn(&Object)) -> Result<()> {
+    let mut failures = Vec::new();
+    let mut cause = None;
+    for object in objects.iter().rev() {
+        say(object);
+        if let Err(error) = remove(object, node) {
+            failures.push(object.to_string());
+            cause = cause.or(Some(error));
+        }
+    }
+    match cause {
+        None => Ok(()),
+        Some(error) => Err(error.context(format!("removing {}", failures.join(", ")))),
+    }
+}
+
+/// What `gc` would remove of a transaction whose farmctl is gone: everything it wrote
+/// down that state does not name.
+///
+/// # Errors
+/// When the state cannot be read.
+pub fn rubbish(node: &Node, transaction: &Transaction) -> Result<Vec<Object>> {
+    let kept = Kept::read(node)?;
+    let keeps = |object: &&Object| !kept.keeps(node, transaction, object);
+    let mut objects: Vec<Object> = transaction.objects().iter().filter(keeps).cloned().collect();
+    // A scratch directory is never published, and not always written down.
+    let work = layout_work(node, transaction);
+    if objects.iter().all(|object| object != &work) && exists(&work) {
+        objects.push(work);
+    }
+    Ok(objects)
+}
+
+fn layout_work(node: &Node, transaction: &Transaction) -> Object {
+    Object::Path { path: node.layout().work(transaction.id()) }
+}
+
+fn exists(object: &Object) -> bool {
+    matches!(object, Object::Path { path } if fs::symlink_metadata(path).is_ok())
+}
+
+/// Finishes a transaction whose farmctl is gone, and answers what was removed.
+///
+/// # Errors
+/// As [`remove_all`].
+pub fn finish(node: &Node, transaction: Transaction) -> Result<Vec<Object>> {
+    let objects = rubbish(node, &transaction)?;
+    let _shield = Shield::raise();
+    remove_each(node, &objects, &|_| ())
+        .exit(Exit::Left)
+        .hint("end what still uses it, then farmctl gc")?;
+    transaction.close()?;
+    Ok(objects)
+}
+
+/// What the state names.
+struct Kept {
+    objects: Vec<Object>,
+}
+
+impl Kept {
+    fn read(node: &Node) -> Result<Self> {
+        let layout = node.layout();
+        let mut objects = Vec::new();
+        for app in node.apps()? {
+            let name = &app.name;
+            for release in &app.releases {
+                let version = &release.version;
+                objects.push(Object::Volume {
+                    storage: release.storage.clone(),
+                    name: release.volume.clone(),
+                });
+                objects.push(Object::Chroot { name: layout::release_chroot(name, version) });
+                objects.push(Object::Path { path: layout.release(name, version) });
+                objects.push(Object::Path { path: layout.static_export(name, version) });
+            }
+            if let Some(session) = &app.session {
+                objects.push(Object::Session { name: session.name.clone() });
+                objects.push(Object::Sockets { app: name.clone() });
+                objects.push(Object::Programs { app: name.clone() });
+                objects.push(Object::Front { app: name.clone() });
+            }
+            objects.push(Object::Account { app: name.clone() });
+            objects.push(Object::Path { path: layout.app_file(name) });
+        }
+        for record in node.environments()? {
+            objects.push(Object::Volume { storage: record.storage, name: record.volume });
+            objects.push(Object::Chroot { name: layout::environment_chroot(&record.name) });
+            objects.push(Object::Path { path: layout.environment_file(&record.name) });
+        }
+        Ok(Self { objects })
+    }
+
+    fn keeps(&self, node: &Node, transaction: &Transaction, object: &Object) -> bool {
+        if self.objects.contains(object) {
+            return true;
+        }
+        // Data, secrets and logs are nobody's rubbish, unless their removal was asked for.
+        let lasting = |path: &Path| {
+            let layout = node.layout();
+            let subject = transaction.subject();
+            path.starts_with(layout.app_data(subject))
+                || path == layout.secrets(subject)
+                || path.starts_with(layout.app_logs(subject))
+        };
+        match object {
+            Object::Path { path } => transaction.verb() != "remove" && lasting(path),
+            // Another one may have been started meanwhile by hand, or be another node's.
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{exit_of, hint_of, refuse};
+    use crate::layout::Layout;
+    use crate::release::{App, Release};
+
+    fn node(root: &Path) -> Node {
+        Node::open(Layout::new(root, None)).expect("an empty root is a new node")
+    }
+
+    fn path(node: &Node, name: &str) -> Object {
+        Object::Path { path: node.layout().root().join("a/b/c").join(name) }
+    }
+
+    #[test]
+    fn what_a_failing_recipe_wrote_down_is_removed_and_its_error_stays() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let node = node(root.path());
+        let made = path(&node, "made");
+        let error = attempt(&node, "install", "shop", |transaction| {
+            transaction.intend(made.clone())?;
+            file::make_directory(&root.path().join("a/b/c/made/below"), 0o755)?;
+            refuse::<()>("it is broken", "mend it")
+        })
+        .expect_err("the body fails");
+        assert_eq!(error.to_string(), "it is broken");
+        assert_eq!(hint_of(&error), Some("mend it"));
+        assert_eq!(exit_of(&error), Exit::Failed);
+        assert!(!exists(&made));
+        assert!(node.abandoned().expect("it can be read").is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_named_and_left_to_gc() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let node = node(root.path());
+        let short = Object::Path { path: "/etc".into() };
+        let error = attempt(&node, "install", "shop", |transaction| {
+            transaction.intend(short.clone())?;
+            refuse::<()>("it is broken", "mend it")
+        })
+        .expect_err("the body fails");
+        assert_eq!(exit_of(&error), Exit::Left);
+        let text = format!("{error:#}");
+        assert!(text.contains("removing /etc: /etc is not a path farmctl removes"), "{text}");
+        assert!(text.contains("it is broken"), "{text}");
+        assert_eq!(node.abandoned().expect("it can be read").len(), 1);
+    }
+
+    #[test]
+    fn gc_keeps_what_state_names_and_data() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let node = node(root.path());
+        let mut transaction = node.begin("install", "shop").expect("the root is writable");
+        let volume =
+            |name: &str| Object::Volume { storage: "directory".to_owned(), name: name.to_owned() };
+        let data = Object::Path { path: node.layout().app_data("shop").join("uploads") };
+        for object in [volume("fv-shop-1"), volume("fv-shop-2"), data] {
+            transaction.intend(object).expect("the record is writable");
+        }
+        let release = Release {
+            version: "1".to_owned(),
+            identity: "00".to_owned(),
+            storage: "directory".to_owned(),
+            volume: "fv-shop-1".to_owned(),
+            installed: 1,
+        };
+        node.save_app(&App::new("shop", 200_000).installed(release)).expect("it is writable");
+        assert_eq!(rubbish(&node, &transaction).expect("it can be read"), [volume("fv-shop-2")]);
+        transaction.close().expect("its record can be removed");
+    }
+}

@@ -1,0 +1,313 @@
+//! A farm: the real farmctl on a root of its own, on this machine's real schroot, nginx
+//! and supervisor. When it goes, the machine must be as it was.
+
+#![expect(dead_code, reason = "each test binary uses a part of this")]
+#![expect(clippy::disallowed_types, reason = "tests start the program as a user does")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::fcntl::{Flock, FlockArg};
+
+/// The program under test.
+pub const FARMCTL: &str = env!("CARGO_BIN_EXE_farmctl");
+
+/// What a run of farmctl printed, and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// The run must have succeeded.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "farmctl failed:\n{}\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// The run must have failed with this status, with exactly one error and one hint.
+    #[track_caller]
+    pub fn failed(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{}\n{}", self.stdout, self.stderr);
+        let lines =
+            |start: &str| self.stderr.lines().filter(|line| line.starts_with(start)).count();
+        assert_eq!(lines("error: "), 1, "one error is printed:\n{}", self.stderr);
+        assert_eq!(lines("hint: "), 1, "one hint is printed:\n{}", self.stderr);
+        self
+    }
+
+    /// The error line without the word, and what follows it up to the hint.
+    pub fn error(&self) -> &str {
+        let start = self.stderr.find("error: ").expect("an error was printed") + "error: ".len();
+        let text = &self.stderr[start..];
+        text[..text.find("\nhint: ").unwrap_or(text.len())].trim_end()
+    }
+
+    /// The hint.
+    pub fn hint(&self) -> &str {
+        self.stderr
+            .lines()
+            .find_map(|line| line.strip_prefix("hint: "))
+            .expect("a hint was printed")
+    }
+}
+
+/// What a test may not change for good.
+#[derive(Debug, PartialEq, Eq)]
+struct Machine {
+    mounts: BTreeSet<String>,
+    loops: BTreeSet<String>,
+    sessions: BTreeSet<String>,
+    chroots: BTreeSet<String>,
+    sites: BTreeSet<String>,
+    accounts: BTreeSet<String>,
+    processes: BTreeSet<String>,
+}
+
+impl Machine {
+    fn look() -> Self {
+        let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+        let mounts = table.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned);
+        let accounts = fs::read_to_string("/etc/passwd").expect("it is readable");
+        let accounts =
+            accounts.lines().filter(|line| line.starts_with("farmctl-")).map(str::to_owned);
+        let loops = names(Path::new("/sys/block"))
+            .into_iter()
+            .filter(|name| Path::new("/sys/block").join(name).join("loop").exists());
+        Self {
+            mounts: mounts.collect(),
+            loops: loops.collect(),
+            sessions: names(Path::new("/var/lib/schroot/session")),
+            chroots: names(Path::new("/etc/schroot/chroot.d")),
+            sites: names(Path::new("/etc/nginx/sites-enabled")),
+            accounts: accounts.collect(),
+            processes: processes(),
+        }
+    }
+}
+
+fn names(directory: &Path) -> BTreeSet<String> {
+    let Ok(entries) = fs::read_dir(directory) else { return BTreeSet::new() };
+    entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Processes of the kinds farmctl starts, with their pids.
+fn processes() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for pid in names(Path::new("/proc")).into_iter().filter(|name| name.parse::<u32>().is_ok()) {
+        let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let ours = ["gunicorn", "supervisord", "debootstrap", "apt-get", "farmctl"];
+        // cargo and the test binaries name farmctl as well.
+        if ours.iter().any(|name| line.contains(name))
+            && !line.contains("cargo")
+            && !line.contains("deps/")
+        {
+            found.insert(format!("{pid} {line}"));
+        }
+    }
+    found
+}
+
+/// A root of its own for farmctl.
+#[derive(Debug)]
+pub struct Farm {
+    root: tempfile::TempDir,
+    before: Machine,
+    // One farm at a time on a machine: schroot, nginx and ports are shared.
+    _turn: Flock<fs::File>,
+}
+
+impl Farm {
+    /// A new farm; waits for its turn.
+    pub fn new() -> Self {
+        let file = fs::File::create("/run/lock/farmctl-tests").expect("tests run as root");
+        let turn = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error);
+        let turn = turn.expect("the lock can be waited for");
+        // Short, because a socket's path has at most 108 bytes (unix(7)).
+        let root =
+            tempfile::Builder::new().prefix("ft.").tempdir_in("/var/tmp").expect("there is room");
+        Self { before: Machine::look(), root, _turn: turn }
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// A path of the farm's state.
+    pub fn state(&self, path: &str) -> PathBuf {
+        self.root().join("var/lib/farmctl").join(path)
+    }
+
+    /// A call of farmctl on this farm, for tests that need its process.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(FARMCTL);
+        command
+            .arg("--root")
+            .arg(self.root())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .env("NO_COLOR", "1");
+        command.env("FARMCTL_CACHE", cache());
+        command
+    }
+
+    /// Runs farmctl on this farm.
+    #[must_use = "assert how it ended"]
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        run(self.command(arguments))
+    }
+
+    /// A copy of a shipped profile under another name and port, so that an application
+    /// that really runs here is not disturbed; answers its directory.
+    pub fn profile(&self, shipped: &str, name: &str, port: u16) -> PathBuf {
+        let target = self.root().join("profiles").join(name);
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles").join(shipped), &target);
+        let file = target.join("profile.toml");
+        let text = fs::read_to_string(&file).expect("every profile has one");
+        let text = text.replace(&format!("name = \"{shipped}\""), &format!("name = \"{name}\""));
+        let listen = text
+            .lines()
+            .find(|line| line.starts_with("listen = "))
+            .expect("it has a front")
+            .to_owned();
+        let text = text.replace(&listen, &format!("listen = [\"127.0.0.1:{port}\"]"));
+        fs::write(&file, text).expect("it is our copy");
+        target
+    }
+
+    /// Bootstraps and bakes a profile; answers the tarball. Baked once for each build of
+    /// the program: later calls find it done already.
+    pub fn bake(&self, profile: &Path) -> PathBuf {
+        let profile = profile.to_str().expect("the path is ours");
+        let built =
+            fs::metadata(FARMCTL).and_then(|metadata| metadata.modified()).expect("it was built");
+        let built = built.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos();
+        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tarballs-{built}"));
+        fs::create_dir_all(&out).expect("there is room");
+        self.run(&["bootstrap", profile]).ok();
+        let baked =
+            self.run(&["bake", profile, "--output", out.to_str().expect("the path is ours")]).ok();
+        PathBuf::from(baked.stdout.trim())
+    }
+
+    /// Bakes, installs and starts a copy of a shipped profile; answers its address.
+    pub fn serve(&self, shipped: &str, name: &str, port: u16) -> String {
+        let tarball = self.bake(&self.profile(shipped, name, port));
+        self.run(&["install", tarball.to_str().expect("the path is ours")]).ok();
+        self.run(&["start", name]).ok().stdout.trim().to_owned()
+    }
+
+    /// Says that a failed run left nothing, as far as farmctl knows.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        let ran = self.run(&["gc", "--check"]);
+        assert_eq!(ran.code, 0, "gc --check found:\n{}\n{}", ran.stdout, ran.stderr);
+    }
+
+    /// Names of the farm's volumes.
+    pub fn volumes(&self) -> BTreeSet<String> {
+        names(&self.state("volumes"))
+    }
+}
+
+impl Drop for Farm {
+    fn drop(&mut self) {
+        if std::env::var_os("FARMCTL_TEST_KEEP").is_some() {
+            return;
+        }
+        for file in names(&self.state("apps")) {
+            let name = file.trim_end_matches(".json");
+            drop(self.run(&["stop", name]));
+            drop(self.run(&["remove", name, "--data"]));
+        }
+        for file in names(&self.state("environments")) {
+            drop(self.run(&["remove", "--environment", file.trim_end_matches(".json")]));
+        }
+        let check = self.run(&["gc", "--check"]);
+        let after = Machine::look();
+        if std::thread::panicking() {
+            return;
+        }
+        assert_eq!(check.code, 0, "gc --check found:\n{}\n{}", check.stdout, check.stderr);
+        assert_eq!(after, self.before, "the machine is as it was before the test");
+        assert_eq!(names(&self.state("volumes")), BTreeSet::new(), "no volume is left");
+    }
+}
+
+/// The cache tests share with a real farmctl: bootstrapped trees are expensive.
+pub fn cache() -> PathBuf {
+    std::env::var_os("FARMCTL_CACHE")
+        .map_or_else(|| PathBuf::from("/var/cache/farmctl"), PathBuf::from)
+}
+
+/// Runs a command to its end.
+#[must_use = "assert how it ended"]
+pub fn run(mut command: Command) -> Ran {
+    let output = command.output().expect("the program can be started");
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A call of a program, with the cache farmctl is to use.
+pub fn called(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).env("NO_COLOR", "1");
+    command.env("FARMCTL_CACHE", cache());
+    command
+}
+
+/// Runs a program of the machine; it must succeed. Answers its standard output.
+#[track_caller]
+pub fn tool(name: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new(name);
+    command.args(arguments).stdin(Stdio::null());
+    let ran = run(command);
+    assert_eq!(ran.code, 0, "{name} {arguments:?} failed:\n{}\n{}", ran.stdout, ran.stderr);
+    ran.stdout
+}
+
+/// Waits until `look` holds; fails after `within`.
+#[track_caller]
+#[expect(clippy::disallowed_methods, reason = "the pause between two looks")]
+pub fn wait_for(what: &str, within: Duration, mut look: impl FnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !look() {
+        assert!(Instant::now() < deadline, "{what}: not after {within:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Ends a started farmctl if the test leaves early.
+#[derive(Debug)]
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Copies a directory.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("there is room");
+    for entry in fs::read_dir(from).expect("it is there").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("there is room");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! An application as its visitors meet it: one request, and many.
+
+#![expect(clippy::disallowed_types, reason = "tests start the program as a user does")]
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::{tool, wait_for};
+
+/// What a server answered.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+/// Asks the server on a port of this machine for a path.
+#[track_caller]
+pub fn get(port: u16, path: &str) -> Answer {
+    get_with(port, path, "")
+}
+
+/// Like [`get`], with more header lines, each ended by CR LF.
+#[track_caller]
+pub fn get_with(port: u16, path: &str, headers: &str) -> Answer {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("it is not zero");
+    // HTTP/1.0: the answer ends with the connection, without chunks.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n{headers}\r\n")
+        .expect("the server reads");
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).expect("the server answers to the end");
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Answer {
+        status: status.unwrap_or_else(|| panic!("no HTTP answer: {head:?}")),
+        head: head.to_ascii_lowercase(),
+        body: body.to_owned(),
+    }
+}
+
+/// Thirty-two visitors at once: wrk(1).
+#[derive(Debug)]
+pub struct Load {
+    wrk: Child,
+    since: Instant,
+}
+
+/// What the visitors met.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Report {
+    pub requests: u64,
+    /// How long they came, as wrk prints it.
+    pub within: String,
+    /// Connections that were refused, cut or timed out.
+    pub socket_errors: u64,
+    /// Answers other than 2xx and 3xx.
+    pub bad_answers: u64,
+    /// Time within which 99 of 100 requests were answered, as wrk prints it.
+    pub p99: String,
+}
+
+impl Load {
+    /// Begins to load a URL.
+    pub fn start(url: &str) -> Self {
+        let mut command = Command::new("wrk");
+        // Ended by [`Self::end`] long before.
+        command.args(["-c32", "-t2", "--timeout", "10s", "--latency", "-d600s", url]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        Self { wrk: command.spawn().expect("wrk is installed"), since: Instant::now() }
+    }
+
+    /// Ends it when it has gone on for this long at least.
+    #[track_caller]
+    pub fn end(mut self, least: Duration) -> Report {
+        assert_eq!(self.wrk.try_wait().expect("it is our child"), None, "it went on until now");
+        wait_for("the time to be over", least, || self.since.elapsed() >= least);
+        // SIGINT has wrk print what it has measured.
+        tool("kill", &["-s", "INT", &self.wrk.id().to_string()]);
+        let mut text = String::new();
+        let mut output = self.wrk.stdout.take().expect("it is a pipe");
+        output.read_to_string(&mut text).expect("wrk prints text");
+        assert!(self.wrk.wait().expect("it is our child").success(), "wrk failed:\n{text}");
+        parse(&text).unwrap_or_else(|| panic!("wrk printed:\n{text}"))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        drop(self.wrk.kill());
+        drop(self.wrk.wait());
+    }
+}
+
+/// The lines of wrk 4.1 that count. Lines about failures are there only when there are any.
+fn parse(text: &str) -> Option<Report> {
+    let lines = || text.lines().map(str::trim);
+    let after = |start: &str| lines().find_map(|line| line.strip_prefix(start)).map(str::trim);
+    let (requests, rest) = lines().find_map(|line| line.split_once(" requests in "))?;
+    let socket_errors = match after("Socket errors: ") {
+        None => 0,
+        Some(kinds) => kinds.split([',', ' ']).filter_map(|word| word.parse::<u64>().ok()).sum(),
+    };
+    let bad_answers = match after("Non-2xx or 3xx responses: ") {
+        None => 0,
+        Some(count) => count.parse().ok()?,
+    };
+    Some(Report {
+        requests: requests.parse().ok()?,
+        within: rest.split(',').next()?.to_owned(),
+        socket_errors,
+        bad_answers,
+        p99: after("99%")?.to_owned(),
+    })
+}
+
+#[test]
+fn failures_that_wrk_reports_are_counted() {
+    let text = "Running 2s test @ http://127.0.0.1:1/\n  2 threads and 32 connections\n  \
+                Latency Distribution\n     50%    1.05ms\n     99%    2.31ms\n  \
+                5050 requests in 2.01s, 1.20MB read\n  \
+                Socket errors: connect 32, read 1, write 0, timeout 2\n  \
+                Non-2xx or 3xx responses: 7\nRequests/sec:   2512.43\n";
+    let report = Report {
+        requests: 5050,
+        within: "2.01s".to_owned(),
+        socket_errors: 35,
+        bad_answers: 7,
+        p99: "2.31ms".to_owned(),
+    };
+    assert_eq!(parse(text), Some(report));
+}

@@ -1,0 +1,323 @@
+//! Failing well: what farmctl says when it cannot begin, or a build does not go on. Each
+//! gives one clear error with a hint, and leaves nothing.
+
+#[path = "common/mod.rs"]
+mod common;
+#[expect(dead_code, reason = "other tests use more of it")]
+#[path = "common/signal.rs"]
+mod signal;
+#[expect(dead_code, reason = "other tests use more of it")]
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use common::{FARMCTL, Farm, Ran, called, run, tool};
+use signal::{masked, word};
+
+/// Writes the profile `tiny` with this text after its environment, and files beside it.
+fn profile(farm: &Farm, rest: &str) -> PathBuf {
+    let directory = farm.root().join("profiles/tiny");
+    fs::create_dir_all(&directory).expect("there is room");
+    fs::write(directory.join("profile.toml"), tiny::profile("tiny", "1.0", rest))
+        .expect("there is room");
+    directory
+}
+
+/// Runs a verb that must fail and leave nothing but what was there before.
+#[track_caller]
+fn fails(farm: &Farm, arguments: &[&str], code: i32) -> Ran {
+    let before = farm.volumes();
+    let ran = farm.run(arguments).failed(code);
+    farm.assert_clean();
+    assert_eq!(farm.volumes(), before, "no volume was made");
+    ran
+}
+
+#[track_caller]
+fn says(ran: &Ran, farm: &Farm, error: &str, hint: &str) {
+    assert_eq!(masked(ran.error(), farm), error);
+    assert_eq!(masked(ran.hint(), farm), hint);
+}
+
+#[test]
+fn who_is_not_root_is_told_how_to_be() {
+    let farm = Farm::new();
+    // Where nobody may look, whatever the target directory is.
+    let place = tempfile::tempdir_in("/var/tmp").expect("there is room");
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let program = place.path().join("farmctl");
+    fs::copy(FARMCTL, &program).expect("there is room");
+    let verbs: [&[&str]; 16] = [
+        &["bootstrap", "p"],
+        &["lock", "p"],
+        &["bake", "p"],
+        &["install", "f"],
+        &["start", "shop"],
+        &["stop", "shop"],
+        &["restart", "shop"],
+        &["reload", "shop"],
+        &["status", "shop"],
+        &["logs", "shop"],
+        &["shell", "shop"],
+        &["list"],
+        &["remove", "shop"],
+        &["gc"],
+        &["doctor"],
+        &["tend"],
+    ];
+    for verb in verbs {
+        let mut arguments =
+            vec!["--reuid=65534", "--regid=65534", "--clear-groups", word(&program)];
+        arguments.extend(["--root", word(farm.root())]);
+        arguments.extend(verb);
+        let ran = run(called("setpriv", &arguments)).failed(1);
+        assert_eq!(
+            (ran.error(), ran.hint()),
+            ("farmctl must run as root", "sudo farmctl …"),
+            "{verb:?}"
+        );
+    }
+}
+
+#[test]
+fn all_missing_programs_are_named_with_their_packages() {
+    let farm = Farm::new();
+    let profile = profile(&farm, "");
+    // A device in a program's place is no program; nobody else sees it.
+    let hidden = |words: &str| {
+        let root = word(farm.root());
+        let script = format!(
+            "for path in /usr/sbin/debootstrap /usr/bin/schroot /usr/bin/supervisord; do \
+             mount --bind /dev/null $path; done; exec {FARMCTL} --root {root} {words}"
+        );
+        run(called("unshare", &["--mount", "sh", "-euc", &script]))
+    };
+    let ran = hidden(&format!("bootstrap {}", profile.display())).failed(1);
+    says(
+        &ran,
+        &farm,
+        "missing programs: debootstrap, schroot",
+        "apt-get install debootstrap schroot",
+    );
+    let ran = hidden("doctor");
+    assert_eq!(ran.code, 3, "{}", ran.stdout);
+    for line in [
+        "bad   bootstrap and bake  missing debootstrap: apt-get install debootstrap",
+        "bad   sessions            missing schroot: apt-get install schroot",
+        "bad   processes           missing supervisord: apt-get install supervisor",
+    ] {
+        assert!(ran.stdout.lines().any(|found| found == line), "{line}\n{}", ran.stdout);
+    }
+    farm.assert_clean();
+}
+
+#[test]
+fn an_unknown_key_is_shown_with_its_line_and_the_nearest_key() {
+    let farm = Farm::new();
+    let directory = profile(&farm, "[[process]]\nname = \"web\"\ncomand = \"sleep 86017\"\n");
+    for verb in ["bootstrap", "lock", "bake"] {
+        let ran = fails(&farm, &[verb, word(&directory)], 2);
+        says(
+            &ran,
+            &farm,
+            "reading the profile ROOT/profiles/tiny/profile.toml: line 13, column 1: \
+             unknown key \"comand\" in [[process]]",
+            "did you mean \"command\"?",
+        );
+    }
+}
+
+#[test]
+fn a_value_that_cannot_be_used_is_shown_with_its_line() {
+    let farm = Farm::new();
+    let directory = profile(&farm, "[[process]]\nname = \"web\"\n");
+    let ran = fails(&farm, &["bootstrap", word(&directory)], 2);
+    says(
+        &ran,
+        &farm,
+        "reading the profile ROOT/profiles/tiny/profile.toml: line 11, column 1: \
+         missing key \"command\" in [[process]]",
+        "add a line command = …, a string",
+    );
+}
+
+#[test]
+fn a_profile_that_is_not_there_is_asked_for() {
+    let farm = Farm::new();
+    let path = farm.root().join("profiles/none");
+    for verb in ["bootstrap", "lock", "bake"] {
+        let ran = fails(&farm, &[verb, word(&path)], 2);
+        says(
+            &ran,
+            &farm,
+            "reading the profile ROOT/profiles/none: No such file or directory",
+            "PROFILE is a profile's file, or a directory with a profile.toml",
+        );
+    }
+}
+
+#[test]
+fn a_bake_or_lock_without_an_environment_asks_for_a_bootstrap() {
+    let farm = Farm::new();
+    let directory = profile(&farm, "");
+    for verb in ["lock", "bake"] {
+        let ran = fails(&farm, &[verb, word(&directory)], 1);
+        says(&ran, &farm, "there is no environment tiny", "farmctl bootstrap ROOT/profiles/tiny");
+    }
+}
+
+#[test]
+fn a_suite_the_mirror_does_not_have_is_named() {
+    let farm = Farm::new();
+    let directory = farm.root().join("profiles/tiny");
+    fs::create_dir_all(&directory).expect("there is room");
+    let text = tiny::profile("tiny", "1.0", "").replace("bookworm", "bookwork");
+    fs::write(directory.join("profile.toml"), text).expect("there is room");
+    let ran = fails(&farm, &["bootstrap", word(&directory)], 1);
+    let error = "bootstrapping tiny: fetching the index of bookwork from http";
+    assert!(ran.error().starts_with(error), "{}", ran.error());
+    assert!(ran.error().contains("404"), "{}", ran.error());
+    assert_eq!(ran.hint(), "is \"bookwork\" a suite of that mirror, and is the mirror reachable?");
+}
+
+#[test]
+fn a_debian_package_that_does_not_exist_is_named() {
+    let farm = Farm::new();
+    let directory = farm.root().join("profiles/tiny");
+    fs::create_dir_all(&directory).expect("there is room");
+    let text = tiny::profile("tiny", "1.0", "").replace("\"python3\"", "\"pyhton3\"");
+    fs::write(directory.join("profile.toml"), text).expect("there is room");
+    let cached = cached();
+    let ran = fails(&farm, &["bootstrap", word(&directory)], 1);
+    says(
+        &ran,
+        &farm,
+        "bootstrapping tiny: apt-get: exit status 100\n  | E: Unable to locate package pyhton3",
+        "are all packages of environment.packages in one of its apt sources?",
+    );
+    assert_eq!(self::cached(), cached, "half a tree is not kept");
+}
+
+/// What is in the cache of bootstrapped trees.
+fn cached() -> BTreeSet<PathBuf> {
+    let entries = fs::read_dir(common::cache().join("bootstrap"));
+    entries.map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default()
+}
+
+#[test]
+fn a_failing_step_of_a_build_is_shown_with_its_last_lines() {
+    let farm = Farm::new();
+    let directory =
+        profile(&farm, "[build]\nbefore = [\"true\", \"echo one; echo why >&2; exit 3\"]\n");
+    farm.run(&["bootstrap", word(&directory)]).ok();
+    for (verb, what) in [("bake", "baking"), ("lock", "locking")] {
+        // lock runs the steps only where there is something to lock.
+        if verb == "lock" {
+            let python = "[python]\nrequirements = \"requirements.txt\"\n[build]\nbefore = [\"echo one; echo why >&2; exit 3\"]\n";
+            profile(&farm, python);
+        }
+        let out = farm.root().join("out");
+        fs::create_dir_all(&out).expect("there is room");
+        let arguments: &[&str] = if verb == "bake" {
+            &[verb, word(&directory), "--output", word(&out)]
+        } else {
+            &[verb, word(&directory)]
+        };
+        let ran = fails(&farm, arguments, 1);
+        says(
+            &ran,
+            &farm,
+            &format!(
+                "{what} tiny{}: running build.before: \"echo one; echo why >&2; exit 3\": exit status 3\n  | why",
+                if verb == "bake" { " 1.0" } else { "" }
+            ),
+            "build.before runs as root in a fork of the environment, in a copy of the profile's \
+             directory: farmctl -vv shows all it prints",
+        );
+        assert_eq!(fs::read_dir(&out).expect("it is there").count(), 0);
+    }
+}
+
+/// A wheel of nothing, and the name and SHA-256 of it.
+fn wheel(directory: &Path) -> String {
+    let script = "import sys, zipfile, hashlib\n\
+        path = sys.argv[1] + '/nothing-1.0-py3-none-any.whl'\n\
+        wheel = zipfile.ZipFile(path, 'w')\n\
+        wheel.writestr('nothing.py', '')\n\
+        wheel.writestr('nothing-1.0.dist-info/METADATA', 'Metadata-Version: 2.1\\nName: nothing\\nVersion: 1.0\\n')\n\
+        wheel.writestr('nothing-1.0.dist-info/WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')\n\
+        wheel.writestr('nothing-1.0.dist-info/RECORD', '')\n\
+        wheel.close()\n\
+        print(hashlib.sha256(open(path, 'rb').read()).hexdigest())\n";
+    tool("python3", &["-c", script, word(directory)]).trim().to_owned()
+}
+
+#[test]
+fn requirements_are_installed_by_hash_or_not_at_all() {
+    let farm = Farm::new();
+    let directory = profile(&farm, "[python]\nrequirements = \"requirements.txt\"\n");
+    let local = "--no-index\n--find-links /run/farmctl-build/project/wheels\n";
+    let requirements = |text: &str| {
+        fs::write(directory.join("requirements.txt"), format!("{local}{text}\n"))
+            .expect("it is ours");
+    };
+    fs::create_dir(directory.join("wheels")).expect("there is room");
+    let sha256 = wheel(&directory.join("wheels"));
+    farm.run(&["bootstrap", word(&directory)]).ok();
+
+    requirements("nothing==1.0");
+    let ran = fails(&farm, &["bake", word(&directory)], 1);
+    says(
+        &ran,
+        &farm,
+        "baking tiny 1.0: the requirements carry no hashes and there is no farmctl.lock",
+        "farmctl lock ROOT/profiles/tiny",
+    );
+
+    requirements(&format!("nothing==1.0 --hash=sha256:{}", "0".repeat(64)));
+    let ran = fails(&farm, &["bake", word(&directory)], 1);
+    let error = ran.error();
+    assert!(error.starts_with("baking tiny 1.0: installing the requirements: "), "{error}");
+    // uv and pip both name what they wanted and what they got.
+    for part in ["nothing", &"0".repeat(64), &sha256] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    assert_eq!(
+        ran.hint(),
+        "the index serves other bytes than were locked: find out why before farmctl lock"
+    );
+
+    requirements("nothing==2.0");
+    let ran = fails(&farm, &["lock", word(&directory)], 1);
+    assert!(ran.error().starts_with("locking tiny: "), "{}", ran.error());
+    assert_eq!(
+        ran.hint(),
+        "is it in the index, for this Python? farmctl shell --source shows the environment's"
+    );
+    assert!(!directory.join("farmctl.lock").exists());
+
+    let locked = "schema = 1\n[debian]\nepoch = 1\nrelease = []\n[python]\n\
+                  requirements-sha256 = \"00\"\ndistribution = []\n";
+    fs::write(directory.join("farmctl.lock"), locked).expect("it is ours");
+    let ran = fails(&farm, &["bake", word(&directory)], 1);
+    says(
+        &ran,
+        &farm,
+        "baking tiny 1.0: the requirements have changed since farmctl.lock was written",
+        "farmctl lock ROOT/profiles/tiny",
+    );
+
+    fs::write(directory.join("farmctl.lock"), locked.replace("schema = 1", "schema = 2"))
+        .expect("it is ours");
+    let ran = fails(&farm, &["bake", word(&directory)], 1);
+    says(
+        &ran,
+        &farm,
+        "reading ROOT/profiles/tiny/farmctl.lock: farmctl.lock was written by a newer farmctl (schema 2, this one reads 1)",
+        "farmctl lock writes it anew",
+    );
+}

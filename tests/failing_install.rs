@@ -1,0 +1,339 @@
+//! Failing well: tarballs that are not whole, do not fit, or find their name taken.
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "common/newer.rs"]
+mod newer;
+#[expect(dead_code, reason = "other tests use more of it")]
+#[path = "common/signal.rs"]
+mod signal;
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{FARMCTL, Farm, Ran, called, run, tool};
+use farmctl::tarball::Archive;
+use signal::{masked, word};
+use tiny::Tiny;
+
+const SLEEP: &str = "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n";
+
+/// A directory of the farm.
+fn directory(farm: &Farm, name: &str) -> PathBuf {
+    let directory = farm.root().join(name);
+    fs::create_dir_all(&directory).expect("there is room");
+    directory
+}
+
+/// Runs a verb that must fail and leave nothing but what was there before.
+#[track_caller]
+fn fails(farm: &Farm, arguments: &[&str], code: i32) -> Ran {
+    let (before, list) = (farm.volumes(), farm.run(&["list", "--json"]).ok().stdout);
+    let ran = farm.run(arguments).failed(code);
+    farm.assert_clean();
+    assert_eq!(farm.volumes(), before, "no volume was made");
+    assert_eq!(farm.run(&["list", "--json"]).ok().stdout, list, "nothing was installed");
+    ran
+}
+
+#[track_caller]
+fn says(ran: &Ran, farm: &Farm, error: &str, hint: &str) {
+    assert_eq!(masked(ran.error(), farm), error);
+    assert_eq!(masked(ran.hint(), farm), hint);
+}
+
+/// What to do about a file that is not whole.
+const HINTS: [&str; 3] = [
+    COPY,
+    "give a node tarball: what farmctl bake writes",
+    "the file is damaged: copy it again, or bake it again",
+];
+const COPY: &str = "copy the file again from where it was baked and compare its sha256sum";
+
+#[test]
+fn a_tarball_cut_short_anywhere_is_refused() {
+    let farm = Farm::new();
+    let whole = tiny::tarball(&tiny::profile("shop", "1.0", SLEEP), &directory(&farm, "out"));
+    let bytes = fs::read(&whole).expect("it was packed");
+    let cut = directory(&farm, "cut").join("shop_1.0_amd64.tar.xz");
+    let length = bytes.len();
+    for at in [0, 3, 11, 20, 200, length / 2, length - 30, length - 12, length - 1] {
+        fs::write(&cut, &bytes[..at]).expect("there is room");
+        let (what, hint) = match at {
+            0 => ("not an .xz file".to_owned(), "give a node tarball: what farmctl bake writes"),
+            _ => (format!("cut short at byte {at}"), COPY),
+        };
+        let ran = fails(&farm, &["install", word(&cut)], 1);
+        says(&ran, &farm, &format!("reading ROOT/cut/shop_1.0_amd64.tar.xz: {what}"), hint);
+        let ran = fails(&farm, &["verify", word(&cut)], 3);
+        says(&ran, &farm, &format!("reading ROOT/cut/shop_1.0_amd64.tar.xz: {what}"), hint);
+    }
+    assert_eq!(farm.run(&["verify", word(&whole)]).ok().code, 0);
+}
+
+#[test]
+fn a_tarball_with_one_bad_byte_anywhere_is_refused() {
+    let farm = Farm::new();
+    let whole = tiny::tarball(&tiny::profile("shop", "1.0", SLEEP), &directory(&farm, "out"));
+    let bytes = fs::read(&whole).expect("it was packed");
+    let archive = Archive::open(&whole).expect("it is whole");
+    let payload: u64 = archive.manifest().segments.iter().map(|segment| segment.xz_size).sum();
+    let payload = usize::try_from(payload).expect("it is small");
+    let length = bytes.len();
+    // The index of four blocks and the footer take less than 60 bytes.
+    let files = length - 60 - payload - 100;
+    let bad = directory(&farm, "bad").join("shop_1.0_amd64.tar.xz");
+    let cases = [
+        (0, "not an .xz file"),
+        (7, "the xz stream at byte 0 is damaged, or another program compressed it"),
+        (14, "the xz stream at byte 12 is damaged, or another program compressed it"),
+        (100, "reading .farmctl/manifest.json: decoding an xz block: "),
+        (files, "reading .farmctl/files.json: decoding an xz block: "),
+        (length - 60 - payload / 2, "its bytes are not the ones that were packed"),
+        (length - 20, "the xz index at byte "),
+        (length - 1, "the xz index at byte "),
+    ];
+    for (at, what) in cases {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x10;
+        fs::write(&bad, &damaged).expect("there is room");
+        let ran = fails(&farm, &["install", word(&bad)], 1);
+        let error = ran.error();
+        assert!(error.contains(what), "byte {at}: {error}");
+        assert!(error.contains("shop"), "the tarball is named: {error}");
+        assert!(HINTS.contains(&ran.hint()), "byte {at}: {}", ran.hint());
+        let ran = fails(&farm, &["verify", word(&bad)], 3);
+        assert!(ran.error().contains(what), "byte {at}: {}", ran.error());
+        assert!(HINTS.contains(&ran.hint()), "byte {at}: {}", ran.hint());
+    }
+    let mut longer = bytes;
+    longer.push(0);
+    fs::write(&bad, &longer).expect("there is room");
+    let ran = fails(&farm, &["install", word(&bad)], 1);
+    says(
+        &ran,
+        &farm,
+        &format!(
+            "reading ROOT/bad/shop_1.0_amd64.tar.xz: 1 bytes follow the end of the tarball at byte {length}"
+        ),
+        COPY,
+    );
+}
+
+#[test]
+fn damage_found_while_unpacking_leaves_nothing() {
+    let farm = Farm::new();
+    let file = Tiny::new(&tiny::profile("shop", "1.0", SLEEP))
+        .zeros("srv/large", 64 << 20)
+        .pack(&directory(&farm, "out"));
+    let mut bytes = fs::read(&file).expect("it was packed");
+    let at = bytes.len() - 200;
+    bytes[at] ^= 1;
+    fs::write(&file, bytes).expect("there is room");
+    let ran = fails(&farm, &["install", word(&file)], 1);
+    says(
+        &ran,
+        &farm,
+        "installing shop 1.0: unpacking shop_1.0_amd64.tar.xz: reading tar member 20: reading segment 3: its bytes are not the ones that were packed",
+        COPY,
+    );
+}
+
+#[test]
+fn a_tarball_that_is_not_there_is_asked_for() {
+    let farm = Farm::new();
+    let file = farm.root().join("none_1.0_amd64.tar.xz");
+    let error = "reading ROOT/none_1.0_amd64.tar.xz: No such file or directory";
+    let ran = fails(&farm, &["install", word(&file)], 1);
+    says(&ran, &farm, error, "FILE is a node tarball: what farmctl bake writes");
+    let ran = fails(&farm, &["verify", word(&file)], 1);
+    says(&ran, &farm, error, "FILE is a node tarball: what farmctl bake writes");
+}
+
+#[test]
+fn a_tarball_of_another_architecture_is_refused() {
+    let farm = Farm::new();
+    let mut other = Tiny::new(&tiny::profile("shop", "1.0", SLEEP));
+    other.architecture = "s390x".to_owned();
+    let other = other.pack(&directory(&farm, "out"));
+    let own = tool("dpkg", &["--print-architecture"]);
+    let ran = fails(&farm, &["install", word(&other)], 1);
+    says(
+        &ran,
+        &farm,
+        &format!("the tarball is for s390x, this machine is {}", own.trim()),
+        "bake it on a machine of this architecture",
+    );
+}
+
+#[test]
+fn a_tarball_of_a_newer_farmctl_is_refused() {
+    let farm = Farm::new();
+    let file = tiny::tarball(&tiny::profile("shop", "1.0", SLEEP), &directory(&farm, "out"));
+    newer::with_manifest(&file, |text| text.replacen("{\"schema\":1,", "{\"schema\":2,", 1));
+    let error = "reading ROOT/out/shop_1.0_amd64.tar.xz: \
+                 made by a newer farmctl (schema 2, this one reads 1)";
+    let ran = fails(&farm, &["install", word(&file)], 1);
+    says(&ran, &farm, error, "upgrade farmctl");
+    let ran = fails(&farm, &["verify", word(&file)], 3);
+    says(&ran, &farm, error, "upgrade farmctl");
+}
+
+#[test]
+fn a_release_with_other_contents_does_not_replace_one_of_its_name() {
+    let farm = Farm::new();
+    let text = tiny::profile("shop", "1.0", SLEEP);
+    let first = tiny::tarball(&text, &directory(&farm, "out"));
+    let second = Tiny::new(&text).file("srv/more", "x", 0o644).pack(&directory(&farm, "more"));
+    farm.run(&["install", word(&first)]).ok();
+    let again = farm.run(&["install", word(&first)]).ok();
+    assert!(again.stderr.contains("shop 1.0 is installed already\n"), "{}", again.stderr);
+    let ran = fails(&farm, &["install", word(&second)], 1);
+    says(
+        &ran,
+        &farm,
+        "shop 1.0 is installed already, with other contents",
+        "bake it as another version (--set-version), or farmctl remove shop --release 1.0",
+    );
+    farm.run(&["verify", "shop"]).ok();
+}
+
+#[test]
+fn the_names_of_another_root_are_left_alone() {
+    let farm = Farm::new();
+    let file = tiny::tarball(&tiny::profile("shop", "1.0", SLEEP), &directory(&farm, "out"));
+    farm.run(&["install", word(&file)]).ok();
+    farm.run(&["start", "shop"]).ok();
+    let definition = Path::new("/etc/schroot/chroot.d/farmctl-shop-1.0");
+    let before = fs::read(definition).expect("it was registered");
+
+    let other = directory(&farm, "other");
+    let second = |arguments: &[&str]| {
+        let words = [&["--root", word(&other)], arguments].concat();
+        run(called(FARMCTL, &words))
+    };
+    let ran = second(&["install", word(&file)]).failed(1);
+    says(
+        &ran,
+        &farm,
+        "/etc/schroot/chroot.d/farmctl-shop-1.0 is there already, and not this node's",
+        "remove it if it is not in use: farmctl never replaces a file of others",
+    );
+    assert_eq!(second(&["gc", "--check"]).ok().stdout, "");
+    assert!(!other.join("var/lib/farmctl/volumes/fv-shop-1.0").exists(), "no volume was made");
+    assert_eq!(fs::read(definition).expect("it is still there"), before);
+    farm.run(&["status", "shop"]).ok();
+    farm.run(&["verify", "shop"]).ok();
+}
+
+/// A small disk for all of the farm's state.
+struct Disk<'a>(&'a Farm);
+
+impl<'a> Disk<'a> {
+    fn new(farm: &'a Farm, options: &str) -> Self {
+        let place = farm.state("");
+        fs::create_dir_all(&place).expect("there is room");
+        let options = format!("mode=755,{options}");
+        tool("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", word(&place)]);
+        Self(farm)
+    }
+}
+
+impl Drop for Disk<'_> {
+    fn drop(&mut self) {
+        drop(self.0.run(&["remove", "--environment", "tiny"]));
+        drop(self.0.run(&["remove", "shop", "--data"]));
+        tool("umount", &[word(&self.0.state(""))]);
+    }
+}
+
+const FULL: &str = "farmctl gc, farmctl remove NAME --release VERSION, or a larger disk";
+
+#[test]
+fn a_release_that_does_not_fit_is_refused_before_anything_is_made() {
+    let farm = Farm::new();
+    let file = Tiny::new(&tiny::profile("shop", "1.0", SLEEP))
+        .zeros("srv/large", 64 << 20)
+        .pack(&directory(&farm, "out"));
+    let _disk = Disk::new(&farm, "size=100m");
+    let ran = fails(&farm, &["install", word(&file)], 1);
+    let error = ran.error();
+    assert!(error.starts_with("shop 1.0 needs 13") && error.ends_with(" are free"), "{error}");
+    assert_eq!(ran.hint(), FULL);
+}
+
+#[test]
+fn a_disk_that_gets_full_while_unpacking_leaves_nothing() {
+    let farm = Farm::new();
+    let tiny = Tiny::new(&tiny::profile("shop", "1.0", SLEEP));
+    let tiny = (0..500).fold(tiny, |tiny, number| tiny.file(&format!("srv/{number}"), "x", 0o644));
+    let file = tiny.pack(&directory(&farm, "out"));
+    // Room enough, as far as bytes go.
+    let _disk = Disk::new(&farm, "size=200m,nr_inodes=600");
+    let ran = fails(&farm, &["install", word(&file)], 1);
+    let error = masked(ran.error(), &farm);
+    assert!(
+        error.starts_with("installing shop 1.0: unpacking shop_1.0_amd64.tar.xz: writing ")
+            && error.ends_with(": ENOSPC: No space left on device"),
+        "{error}"
+    );
+    assert_eq!(ran.hint(), FULL);
+}
+
+#[test]
+fn a_full_disk_ends_a_bootstrap_and_a_bake_with_nothing_left() {
+    let farm = Farm::new();
+    let profile = directory(&farm, "profiles/tiny");
+    fs::write(profile.join("profile.toml"), tiny::profile("tiny", "1.0", ""))
+        .expect("there is room");
+    {
+        let _disk = Disk::new(&farm, "size=100m");
+        let ran = fails(&farm, &["bootstrap", word(&profile)], 1);
+        let error = masked(ran.error(), &farm);
+        assert!(
+            error.starts_with("bootstrapping tiny: restoring ROOT/var/lib/farmctl/volumes/fv-stage-ID/root: writing ")
+                && error.ends_with("No space left on device"),
+            "{error}"
+        );
+        assert_eq!(ran.hint(), FULL);
+    }
+    {
+        // Room for one tree and half of its fork.
+        let _disk = Disk::new(&farm, "size=270m");
+        farm.run(&["bootstrap", word(&profile)]).ok();
+        let ran = fails(&farm, &["bake", word(&profile)], 1);
+        let error = masked(ran.error(), &farm);
+        assert!(
+            error.starts_with("baking tiny 1.0: copying volume fv-env-tiny: exit status 1\n  | ")
+                && error.ends_with(": No space left on device"),
+            "{error}"
+        );
+        assert_eq!(ran.hint(), FULL);
+    }
+}
+
+#[test]
+fn a_full_disk_for_tarballs_leaves_no_part_of_one() {
+    let farm = Farm::new();
+    let profile = directory(&farm, "profiles/tiny");
+    fs::write(profile.join("profile.toml"), tiny::profile("tiny", "1.0", tiny::LIGHT))
+        .expect("there is room");
+    farm.run(&["bootstrap", word(&profile)]).ok();
+    let out = directory(&farm, "out");
+    tool("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs", word(&out)]);
+    let ran = farm.run(&["bake", word(&profile), "--output", word(&out)]);
+    let left = fs::read_dir(&out).expect("it is there").count();
+    tool("umount", &[word(&out)]);
+    let ran = ran.failed(1);
+    let error = masked(ran.error(), &farm);
+    assert!(
+        error.starts_with("baking tiny 1.0: packing ROOT/out/tiny_1.0_amd64.tar.xz.part: ")
+            && error.ends_with(": writing an xz block: No space left on device"),
+        "{error}"
+    );
+    assert_eq!(ran.hint(), FULL);
+    assert_eq!(left, 0);
+    farm.assert_clean();
+}

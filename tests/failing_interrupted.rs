@@ -1,0 +1,309 @@
+//! Failing well: signals in every long verb, two farmctl at once, and what SIGKILL
+//! leaves for `gc`.
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "common/signal.rs"]
+mod signal;
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::{FARMCTL, Farm, wait_for};
+use nix::sys::signal::Signal::{self, SIGINT, SIGKILL, SIGTERM};
+use signal::{Working, masked, runs, word};
+use tiny::Tiny;
+
+fn profile(farm: &Farm, rest: &str) -> PathBuf {
+    let directory = farm.root().join("profiles/tiny");
+    fs::create_dir_all(&directory).expect("there is room");
+    fs::write(directory.join("profile.toml"), tiny::profile("tiny", "1.0", rest))
+        .expect("there is room");
+    directory
+}
+
+fn out(farm: &Farm) -> PathBuf {
+    let directory = farm.root().join("out");
+    fs::create_dir_all(&directory).expect("there is room");
+    directory
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("it is there").flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Sends the signal when a line with `at` in it was said and a process with `with` in
+/// its command line runs: what was begun is undone. Answers the error.
+#[track_caller]
+fn interrupt(farm: &Farm, arguments: &[&str], at: &str, with: &str, signal: Signal) -> String {
+    let before = farm.volumes();
+    let working = Working::until(farm, arguments, at);
+    wait_for(with, Duration::from_secs(20), || runs(with));
+    let ran = working.end(signal);
+    assert_eq!(ran.code, 130, "{}", ran.stderr);
+    assert_eq!(ran.stdout, "");
+    assert!(with == FARMCTL || !runs(with), "{with} is left");
+    farm.assert_clean();
+    assert_eq!(farm.volumes(), before);
+    masked(ran.error(), farm)
+}
+
+#[test]
+fn an_interrupted_bootstrap_leaves_nothing() {
+    let farm = Farm::new();
+    let directory = profile(&farm, "");
+    let bootstrap = ["bootstrap", word(&directory)];
+    let tree = farm.state("volumes/fv-stage-").display().to_string();
+    let fresh = [&bootstrap[..], &["--fresh"]].concat();
+    let error = interrupt(&farm, &fresh, "debootstrapping bookworm", &tree, SIGINT);
+    assert_eq!(error, "bootstrapping tiny: interrupted");
+    let error = interrupt(&farm, &bootstrap, "unpacking the tree made on", FARMCTL, SIGTERM);
+    let step = "bootstrapping tiny: restoring ROOT/var/lib/farmctl/volumes/fv-stage-ID/root: ";
+    assert!(error == "bootstrapping tiny: interrupted" || error.starts_with(step), "{error}");
+    assert!(error.ends_with(": interrupted"), "{error}");
+}
+
+#[test]
+fn an_interrupted_lock_leaves_nothing() {
+    let farm = Farm::new();
+    let directory = profile(
+        &farm,
+        "[build]\nbefore = [\"sleep 86017\"]\n[python]\nrequirements = \"requirements.txt\"\n",
+    );
+    farm.run(&["bootstrap", word(&directory)]).ok();
+    let lock = ["lock", word(&directory)];
+    for signal in [SIGINT, SIGTERM] {
+        let error = interrupt(&farm, &lock, "sleep 86017", "sleep 86017", signal);
+        let step = "locking tiny: running build.before: running \"sleep 86017\": interrupted";
+        assert_eq!(error, step);
+        assert_eq!(names(&directory), ["profile.toml"]);
+    }
+}
+
+#[test]
+fn an_interrupted_bake_leaves_nothing() {
+    let farm = Farm::new();
+    let directory = profile(&farm, "[build]\nbefore = [\"sleep 86017\"]\n");
+    farm.run(&["bootstrap", word(&directory)]).ok();
+    let out = out(&farm);
+    let bake = ["bake", word(&directory), "--output", word(&out)];
+    let error = interrupt(&farm, &bake, "sleep 86017", "sleep 86017", SIGTERM);
+    let step = "baking tiny 1.0: running build.before: running \"sleep 86017\": interrupted";
+    assert_eq!(error, step);
+    profile(&farm, "");
+    let error = interrupt(&farm, &bake, "packing ", FARMCTL, SIGINT);
+    let step = "baking tiny 1.0: packing ROOT/out/tiny_1.0_amd64.tar.xz.part: ";
+    assert!(error.starts_with(step) && error.ends_with("interrupted"), "{error}");
+    assert_eq!(names(&out), [""; 0]);
+}
+
+/// An application whose install takes a while.
+fn large(farm: &Farm) -> PathBuf {
+    let rest = "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n";
+    Tiny::new(&tiny::profile("shop", "1.0", rest)).zeros("srv/large", 128 << 20).pack(&out(farm))
+}
+
+#[test]
+fn an_interrupted_install_leaves_nothing() {
+    let farm = Farm::new();
+    let file = large(&farm);
+    for signal in [SIGINT, SIGTERM] {
+        let error = interrupt(&farm, &["install", word(&file)], "unpacking", FARMCTL, signal);
+        let step = "installing shop 1.0: unpacking shop_1.0_amd64.tar.xz: ";
+        assert!(error.starts_with(step) && error.ends_with("interrupted"), "{error}");
+    }
+    assert!(farm.run(&["list"]).ok().stdout.starts_with("nothing yet"));
+}
+
+#[test]
+fn an_interrupted_start_leaves_nothing_running() {
+    let farm = Farm::new();
+    let rest = "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n\
+                ready = { http = \"/\", within = \"5m\" }\n\n\
+                [[job]]\nname = \"migrate\"\nwhen = \"start\"\ncreates = \"/home/app/done\"\n\
+                command = \"sleep 86029\"\n";
+    let file = tiny::tarball(&tiny::profile("shop", "1.0", rest), &out(&farm));
+    farm.run(&["install", word(&file)]).ok();
+    for signal in [SIGINT, SIGTERM] {
+        let start = ["start", "shop"];
+        let error = interrupt(&farm, &start, "running the job migrate", "sleep 86029", signal);
+        assert_eq!(error, "starting shop 1.0: running job migrate: interrupted");
+    }
+    let rest = rest.split("[[job]]").next().expect("it has one");
+    let file = tiny::tarball(&tiny::profile("shop", "2.0", rest), &out(&farm));
+    farm.run(&["install", word(&file)]).ok();
+    for signal in [SIGINT, SIGTERM] {
+        let working = Working::until(&farm, &["start", "shop"], "starting the process web");
+        wait_for("the process", Duration::from_secs(20), || runs("sleep 86017"));
+        let ran = working.end(signal);
+        assert_eq!((ran.code, ran.error()), (130, "starting shop 2.0: interrupted"));
+        assert!(!runs("sleep 86017"), "the process is left");
+        assert!(!runs("supervisord"), "supervisord is left");
+        farm.assert_clean();
+    }
+    assert!(farm.run(&["status", "shop"]).ok().stdout.starts_with("shop     stopped\n"));
+}
+
+#[test]
+fn a_second_farmctl_is_told_about_the_first() {
+    let farm = Farm::new();
+    let rest = "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n\n[[job]]\nname = \"migrate\"\n\
+                when = \"start\"\ncommand = \"sleep 86029\"\n";
+    let file = tiny::tarball(&tiny::profile("shop", "1.0", rest), &out(&farm));
+    farm.run(&["install", word(&file)]).ok();
+    let first = Working::until(&farm, &["start", "shop"], "running the job migrate");
+    wait_for("the job", Duration::from_secs(20), || runs("sleep 86029"));
+    for arguments in [&["start", "shop"][..], &["install", word(&file)], &["remove", "shop"]] {
+        let ran = farm.run(arguments).failed(1);
+        let error =
+            format!("shop is being changed by another farmctl (pid {}, start)", first.pid());
+        assert_eq!((ran.error(), ran.hint()), (error.as_str(), "try again when it has ended"));
+    }
+    // Looking and collecting go on beside it, and take nothing from it.
+    farm.run(&["list"]).ok();
+    farm.run(&["status", "shop"]).ok();
+    assert_eq!(farm.run(&["gc"]).ok().stdout, "");
+    assert!(runs("sleep 86029"), "the first one goes on");
+    assert_eq!(first.end(SIGTERM).code, 130);
+
+    let directory = profile(&farm, "[build]\nbefore = [\"sleep 86017\"]\n");
+    farm.run(&["bootstrap", word(&directory)]).ok();
+    let first = Working::until(&farm, &["bake", word(&directory)], "sleep 86017");
+    for arguments in [
+        &["bootstrap", word(&directory), "--fresh"][..],
+        &["lock", word(&directory)],
+        &["bake", word(&directory)],
+        &["remove", "--environment", "tiny"],
+    ] {
+        let ran = farm.run(arguments).failed(1);
+        let error = format!(
+            "environment tiny is being changed by another farmctl (pid {}, bake)",
+            first.pid()
+        );
+        assert_eq!((ran.error(), ran.hint()), (error.as_str(), "try again when it has ended"));
+    }
+    assert_eq!(farm.run(&["gc"]).ok().stdout, "");
+    assert_eq!(first.end(SIGTERM).code, 130);
+}
+
+/// `gc --check` says what a killed run left, `gc` removes it, and then there is nothing.
+#[track_caller]
+fn collect(farm: &Farm, expected: &[&str]) {
+    let ran = farm.run(&["gc", "--check"]);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    let found: Vec<String> = ran.stdout.lines().map(|line| masked(line, farm)).collect();
+    assert_eq!(found, expected);
+    let ran = farm.run(&["gc"]).ok();
+    let removed = ran.stderr.lines().map(|line| masked(line, farm));
+    let mut removed: Vec<String> =
+        removed.map(|line| line.replace("· removed the ", "rubbish: ")).collect();
+    removed.sort();
+    let mut expected = expected.to_vec();
+    expected.sort_unstable();
+    assert_eq!(removed, expected);
+    farm.assert_clean();
+}
+
+#[test]
+fn gc_removes_what_a_killed_bootstrap_left() {
+    let farm = Farm::new();
+    let directory = profile(&farm, "");
+    let first = Working::until(
+        &farm,
+        &["bootstrap", word(&directory), "--fresh"],
+        "debootstrapping bookworm",
+    );
+    let own = format!("{}", farm.state("volumes/fv-stage-").display());
+    wait_for("debootstrap", Duration::from_secs(20), || runs(&own));
+    assert_eq!(first.end(SIGKILL).code, -1);
+    wait_for("the end of debootstrap", Duration::from_secs(5), || !runs(&own));
+    collect(
+        &farm,
+        &[
+            "rubbish: volume fv-stage-ID (bootstrap of tiny)",
+            "rubbish: ROOT/var/lib/farmctl/work/ID (bootstrap of tiny)",
+        ],
+    );
+    farm.run(&["bootstrap", word(&directory)]).ok();
+    farm.run(&["shell", "--source", "tiny", "--", "/usr/bin/python3", "--version"]).ok();
+}
+
+#[test]
+fn gc_removes_what_a_killed_bake_left() {
+    let farm = Farm::new();
+    let directory = profile(&farm, tiny::LIGHT);
+    farm.run(&["bootstrap", word(&directory)]).ok();
+    let out = out(&farm);
+    let bake = ["bake", word(&directory), "--output", word(&out)];
+
+    let first = Working::until(&farm, &bake, "packing ");
+    assert_eq!(first.end(SIGKILL).code, -1);
+    collect(
+        &farm,
+        &[
+            "rubbish: volume fv-stage-ID (bake of tiny)",
+            "rubbish: ROOT/out/tiny_1.0_amd64.tar.xz.part (bake of tiny)",
+        ],
+    );
+    assert_eq!(names(&out), [""; 0]);
+    let baked = farm.run(&bake).ok();
+    farm.run(&["verify", baked.stdout.trim()]).ok();
+    assert_eq!(names(&out), ["tiny_1.0_amd64.tar.xz"]);
+
+    // Installing: packages and requirements come over the network, which takes a while.
+    let installing = "[build]\npackages = [\"gcc\"]\n";
+    profile(&farm, installing);
+    let first = Working::until(&farm, &bake, "installing build packages: gcc");
+    wait_for("apt-get", Duration::from_secs(20), || runs("apt-get"));
+    assert_eq!(first.end(SIGKILL).code, -1);
+    wait_for("the end of apt-get", Duration::from_secs(5), || !runs("apt-get"));
+    collect(&farm, &["rubbish: volume fv-stage-ID (bake of tiny)"]);
+    profile(&farm, tiny::LIGHT);
+    let again = farm.run(&bake).ok();
+    assert!(again.stderr.contains("is baked already"), "{}", again.stderr);
+}
+
+#[test]
+fn gc_removes_what_a_killed_install_left() {
+    let farm = Farm::new();
+    let file = large(&farm);
+    let first = Working::until(&farm, &["install", word(&file)], "unpacking");
+    let volume = farm.state("volumes/fv-shop-1.0/root/srv/large");
+    wait_for("the large file", Duration::from_secs(20), || volume.exists());
+    assert_eq!(first.end(SIGKILL).code, -1);
+    collect(
+        &farm,
+        &[
+            "rubbish: account of shop (install of shop)",
+            "rubbish: volume fv-shop-1.0 (install of shop)",
+        ],
+    );
+    farm.run(&["install", word(&file)]).ok();
+    farm.run(&["verify", "shop"]).ok();
+}
+
+#[test]
+fn gc_ends_what_a_killed_start_left_running() {
+    let farm = Farm::new();
+    let rest = "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\nready = { http = \"/\", within = \"5m\" }\n";
+    let file = tiny::tarball(&tiny::profile("shop", "1.0", rest), &out(&farm));
+    farm.run(&["install", word(&file)]).ok();
+    let first = Working::until(&farm, &["start", "shop"], "starting the process web");
+    wait_for("the process", Duration::from_secs(20), || runs("sleep 86017"));
+    assert_eq!(first.end(SIGKILL).code, -1);
+    assert!(runs("sleep 86017"), "a daemon outlives farmctl");
+    collect(
+        &farm,
+        &[
+            "rubbish: sockets of shop (start of shop)",
+            "rubbish: session fs-shop-ID (start of shop)",
+            "rubbish: processes of shop (start of shop)",
+        ],
+    );
+    assert!(!runs("sleep 86017"), "the process is left");
+    assert!(!runs("supervisord"), "supervisord is left");
+}

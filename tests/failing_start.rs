@@ -1,0 +1,215 @@
+//! Failing well: what does not start, and verbs about what is not there. Each gives one
+//! clear error with a hint and leaves no process, mount or session.
+
+#[path = "common/mod.rs"]
+mod common;
+#[expect(dead_code, reason = "other tests use more of it")]
+#[path = "common/signal.rs"]
+mod signal;
+#[expect(dead_code, reason = "other tests use more of it")]
+#[path = "common/tiny.rs"]
+mod tiny;
+
+use std::fs;
+use std::net::TcpListener;
+
+use common::{Farm, Ran};
+use signal::{masked, runs, word};
+
+const SLEEP: &str = "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n";
+
+/// Installs the application `shop` with this text after its environment.
+fn install(farm: &Farm, rest: &str) {
+    let out = farm.root().join("out");
+    fs::create_dir_all(&out).expect("there is room");
+    let file = tiny::tarball(&tiny::profile("shop", "1.0", rest), &out);
+    farm.run(&["install", word(&file)]).ok();
+}
+
+/// Starts it, which must fail and leave nothing that runs.
+#[track_caller]
+fn fails_to_start(farm: &Farm) -> Ran {
+    let ran = farm.run(&["start", "shop"]).failed(1);
+    farm.assert_clean();
+    let sessions = fs::read_dir("/var/lib/schroot/session").expect("schroot is installed");
+    assert!(
+        !sessions
+            .flatten()
+            .any(|entry| entry.file_name().to_string_lossy().starts_with("fs-shop-"))
+    );
+    assert!(!runs("sleep 86017"), "a process is left");
+    assert!(!runs(&format!("--configuration={}", farm.root().display())), "supervisord is left");
+    let status = farm.run(&["status", "shop"]).ok();
+    assert!(status.stdout.starts_with("shop     stopped\n"), "{}", status.stdout);
+    ran
+}
+
+#[track_caller]
+fn says(ran: &Ran, farm: &Farm, error: &str, hint: &str) {
+    assert_eq!(masked(ran.error(), farm), error);
+    assert_eq!(masked(ran.hint(), farm), hint);
+}
+
+#[test]
+fn a_process_that_never_gets_ready_is_shown_with_its_last_lines() {
+    let farm = Farm::new();
+    install(
+        &farm,
+        "[[process]]\nname = \"web\"\nready = { http = \"/\", within = \"2s\" }\n\
+         command = \"sh -c 'echo warming up; exec sleep 86017'\"\n",
+    );
+    let ran = fails_to_start(&farm);
+    says(
+        &ran,
+        &farm,
+        "starting shop 1.0: process web: it is not ready after 2 s: connecting to \
+         ROOT/run/farmctl/apps/shop/fs-shop-ID.web.sock: No such file or directory\n  | warming up",
+        "farmctl logs shop shows all of its output",
+    );
+    // The hint is true.
+    assert_eq!(farm.run(&["logs", "shop"]).ok().stdout, "warming up\n");
+}
+
+#[test]
+fn a_process_that_ends_at_once_is_shown_with_its_last_lines() {
+    let farm = Farm::new();
+    install(
+        &farm,
+        "[[process]]\nname = \"web\"\ncommand = \"sh -c 'echo no module named shop; exit 1'\"\n\n\
+         [[process]]\nname = \"queue\"\ncommand = \"sleep 86017\"\n",
+    );
+    let ran = fails_to_start(&farm);
+    says(
+        &ran,
+        &farm,
+        "starting shop 1.0: process web: it ends as soon as it is started\n  | no module named shop",
+        "farmctl logs shop shows all of its output",
+    );
+}
+
+#[test]
+fn a_job_that_fails_at_the_start_is_shown_with_its_last_lines() {
+    let farm = Farm::new();
+    install(
+        &farm,
+        "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n\n[[job]]\nname = \"migrate\"\n\
+         when = \"start\"\ncommand = \"echo migrating; echo no such table >&2; exit 4\"\n",
+    );
+    let ran = fails_to_start(&farm);
+    says(
+        &ran,
+        &farm,
+        "starting shop 1.0: job migrate: exit status 4\n  | no such table",
+        "its command is: echo migrating; echo no such table >&2; exit 4",
+    );
+}
+
+#[test]
+fn an_address_another_program_listens_on_is_named_with_it() {
+    let farm = Farm::new();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = taken.local_addr().expect("it is bound");
+    install(&farm, &format!("{SLEEP}\n[front]\nlisten = [\"{address}\"]\n"));
+    let ran = fails_to_start(&farm);
+    let own = fs::read_to_string("/proc/self/comm").expect("/proc is mounted");
+    says(
+        &ran,
+        &farm,
+        &format!(
+            "starting shop 1.0: publishing the vhost farmctl-shop: {} (pid {}) listens on {address} already",
+            own.trim(),
+            std::process::id()
+        ),
+        "use another address in [front] listen, or end that program",
+    );
+    drop(taken);
+}
+
+#[test]
+fn verbs_about_what_is_not_installed_or_not_started_say_what_is() {
+    let farm = Farm::new();
+    install(&farm, SLEEP);
+    for verb in ["start", "stop", "restart", "reload", "status", "logs", "shell", "show", "verify"]
+    {
+        let ran = farm.run(&[verb, "shpo"]).failed(1);
+        says(&ran, &farm, "no application shpo is installed", "did you mean shop?");
+        let ran = farm.run(&[verb, "weather"]).failed(1);
+        says(
+            &ran,
+            &farm,
+            "no application weather is installed",
+            "farmctl list shows what is installed; farmctl install FILE installs",
+        );
+    }
+    for verb in ["restart", "reload", "shell"] {
+        let ran = farm.run(&[verb, "shop"]).failed(1);
+        says(&ran, &farm, "shop is not started", "farmctl start shop");
+    }
+    let ran = farm.run(&["reload", "../shop"]);
+    assert_eq!(ran.code, 2, "{}", ran.stderr);
+    let ran = farm.run(&["logs", "shop", "queue"]).failed(1);
+    says(&ran, &farm, "shop has no process queue", "its processes are: web");
+    let ran = farm.run(&["start", "shop", "--release", "2.0"]).failed(1);
+    says(&ran, &farm, "shop has no release 2.0", "installed are: 1.0");
+    assert_eq!(farm.run(&["logs", "shop"]).ok().stdout, "", "it has printed nothing yet");
+    assert!(farm.run(&["stop", "shop"]).ok().stderr.contains("shop is stopped already"));
+}
+
+#[test]
+fn state_that_cannot_be_read_is_not_guessed_about() {
+    let farm = Farm::new();
+    install(&farm, SLEEP);
+    let volumes = farm.volumes();
+    let state = farm.state("apps/shop.json");
+    let good = fs::read_to_string(&state).expect("it is installed");
+    let verbs: [&[&str]; 6] = [
+        &["gc"],
+        &["gc", "--orphans"],
+        &["list"],
+        &["status", "shop"],
+        &["start", "shop"],
+        &["remove", "shop"],
+    ];
+    for (bad, why) in [
+        (good[..good.len() / 2].to_owned(), "EOF while parsing"),
+        ("{}".to_owned(), "missing field `schema`"),
+        (
+            good.replacen("\"schema\": 1", "\"schema\": 7", 1),
+            "it was written by a newer farmctl (schema 7, this one reads 1)",
+        ),
+    ] {
+        assert_ne!(bad, good);
+        fs::write(&state, bad).expect("it is ours");
+        for verb in verbs {
+            let ran = farm.run(verb).failed(1);
+            let error = masked(ran.error(), &farm);
+            assert!(
+                error.contains(&format!("reading ROOT/var/lib/farmctl/apps/shop.json: {why}")),
+                "{verb:?}: {error}"
+            );
+            assert_eq!(
+                masked(ran.hint(), &farm),
+                "restore ROOT/var/lib/farmctl/apps/shop.json from a backup, or use the farmctl that wrote it"
+            );
+        }
+        assert_eq!(farm.volumes(), volumes, "nothing was removed");
+    }
+    fs::write(&state, &good).expect("it is ours");
+
+    let node = farm.state("node.json");
+    let identity = fs::read_to_string(&node).expect("the node has one");
+    fs::remove_file(&node).expect("it is ours");
+    for verb in verbs {
+        let ran = farm.run(verb).failed(1);
+        says(
+            &ran,
+            &farm,
+            "ROOT/var/lib/farmctl/node.json is missing, but there are applications",
+            "restore the file from a backup; farmctl does not guess which volumes are its own",
+        );
+    }
+    assert_eq!(farm.volumes(), volumes, "nothing was removed");
+    fs::write(&node, identity).expect("it is ours");
+    farm.run(&["verify", "shop"]).ok();
+    farm.assert_clean();
+}
