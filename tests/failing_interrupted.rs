@@ -142,7 +142,7 @@ fn an_interrupted_start_leaves_nothing_running() {
         let ran = working.end(signal);
         assert_eq!((ran.code, ran.error()), (130, "starting shop 2.0: interrupted"));
         assert!(!runs("sleep 86017"), "the process is left");
-        assert!(!runs("supervisord"), "supervisord is left");
+        assert!(!runs(word(&farm.state("supervisor"))), "supervisord is left");
         farm.assert_clean();
     }
     assert!(farm.run(&["status", "shop"]).ok().stdout.starts_with("shop     stopped\n"));
@@ -305,5 +305,5 @@ fn gc_ends_what_a_killed_start_left_running() {
         ],
     );
     assert!(!runs("sleep 86017"), "the process is left");
-    assert!(!runs("supervisord"), "supervisord is left");
+    assert!(!runs(word(&farm.state("supervisor"))), "supervisord is left");
 }

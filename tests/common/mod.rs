@@ -15,6 +15,10 @@ use nix::fcntl::{Flock, FlockArg};
 /// The program under test.
 pub const FARMCTL: &str = env!("CARGO_BIN_EXE_farmctl");
 
+/// Where farms lie, and how their names begin.
+const FARMS: &str = "/var/tmp";
+const PREFIX: &str = "ft.";
+
 /// What a run of farmctl printed, and how it ended.
 #[derive(Debug)]
 pub struct Ran {
@@ -58,37 +62,41 @@ impl Ran {
     }
 }
 
-/// What a test may not change for good.
-#[derive(Debug, PartialEq, Eq)]
-struct Machine {
-    mounts: BTreeSet<String>,
-    loops: BTreeSet<String>,
-    sessions: BTreeSet<String>,
-    chroots: BTreeSet<String>,
-    sites: BTreeSet<String>,
-    accounts: BTreeSet<String>,
-    processes: BTreeSet<String>,
-}
+/// What a test may not change for good: a line for each mount, loop device, session, ...
+#[derive(Debug)]
+struct Machine(BTreeSet<String>);
 
 impl Machine {
-    fn look() -> Self {
+    fn look(root: &Path) -> Self {
+        let mut all = BTreeSet::new();
+        let mut add = |kind: &str, lines: Vec<String>| {
+            all.extend(lines.into_iter().map(|line| format!("{kind} {line}")));
+        };
         let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
         let mounts = table.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned);
+        add("mount", mounts.collect());
         let accounts = fs::read_to_string("/etc/passwd").expect("it is readable");
-        let accounts =
-            accounts.lines().filter(|line| line.starts_with("farmctl-")).map(str::to_owned);
-        let loops = names(Path::new("/sys/block"))
-            .into_iter()
-            .filter(|name| Path::new("/sys/block").join(name).join("loop").exists());
-        Self {
-            mounts: mounts.collect(),
-            loops: loops.collect(),
-            sessions: names(Path::new("/var/lib/schroot/session")),
-            chroots: names(Path::new("/etc/schroot/chroot.d")),
-            sites: names(Path::new("/etc/nginx/sites-enabled")),
-            accounts: accounts.collect(),
-            processes: processes(),
+        let accounts = accounts.lines().filter(|line| line.starts_with("farmctl-"));
+        add("account", accounts.map(str::to_owned).collect());
+        // Only a loop device that has a file has this directory.
+        let mut loops = names(Path::new("/sys/block"));
+        loops.retain(|name| Path::new("/sys/block").join(name).join("loop").exists());
+        add("loop", loops.into_iter().collect());
+        for (kind, directory) in [
+            ("session", "/var/lib/schroot/session"),
+            ("chroot", "/etc/schroot/chroot.d"),
+            ("vhost", "/etc/nginx/sites-enabled"),
+        ] {
+            add(kind, names(Path::new(directory)).into_iter().collect());
         }
+        add("process", processes(root));
+        Self(all)
+    }
+
+    /// What came and what went since then, a line each.
+    fn changes(&self, before: &Self) -> Vec<String> {
+        let new = self.0.difference(&before.0).map(|line| format!("+ {line}"));
+        new.chain(before.0.difference(&self.0).map(|line| format!("- {line}"))).collect()
     }
 }
 
@@ -97,19 +105,21 @@ fn names(directory: &Path) -> BTreeSet<String> {
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Processes of the kinds farmctl starts, with their pids.
-fn processes() -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
+/// Processes of the kinds farmctl starts, with their pids: those of this mount namespace,
+/// where sessions are, and any that names this root.
+fn processes(root: &Path) -> Vec<String> {
+    let root = root.to_str().expect("the path is ours");
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let ours = namespace("self");
+    let mut found = Vec::new();
     for pid in names(Path::new("/proc")).into_iter().filter(|name| name.parse::<u32>().is_ok()) {
         let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        let ours = ["gunicorn", "supervisord", "debootstrap", "apt-get", "farmctl"];
-        // cargo and the test binaries name farmctl as well.
-        if ours.iter().any(|name| line.contains(name))
-            && !line.contains("cargo")
-            && !line.contains("deps/")
-        {
-            found.insert(format!("{pid} {line}"));
+        // Not farmctl: one at work on this root names it, and others do not disturb.
+        let kinds = ["gunicorn", "supervisord", "debootstrap", "apt-get"];
+        let named = kinds.iter().any(|name| line.contains(name)) && namespace(&pid) == ours;
+        if line.contains(root) || named {
+            found.push(format!("{pid} {line}"));
         }
     }
     found
@@ -130,10 +140,11 @@ impl Farm {
         let file = fs::File::create("/run/lock/farmctl-tests").expect("tests run as root");
         let turn = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error);
         let turn = turn.expect("the lock can be waited for");
+        clear_dead_farms();
         // Short, because a socket's path has at most 108 bytes (unix(7)).
-        let root =
-            tempfile::Builder::new().prefix("ft.").tempdir_in("/var/tmp").expect("there is room");
-        Self { before: Machine::look(), root, _turn: turn }
+        let root = tempfile::Builder::new().prefix(PREFIX).tempdir_in(FARMS);
+        let root = root.expect("there is room");
+        Self { before: Machine::look(root.path()), root, _turn: turn }
     }
 
     /// The root directory.
@@ -148,15 +159,7 @@ impl Farm {
 
     /// A call of farmctl on this farm, for tests that need its process.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(FARMCTL);
-        command
-            .arg("--root")
-            .arg(self.root())
-            .args(arguments)
-            .stdin(Stdio::null())
-            .env("NO_COLOR", "1");
-        command.env("FARMCTL_CACHE", cache());
-        command
+        farmctl(self.root(), arguments)
     }
 
     /// Runs farmctl on this farm.
@@ -221,25 +224,54 @@ impl Farm {
 impl Drop for Farm {
     fn drop(&mut self) {
         if std::env::var_os("FARMCTL_TEST_KEEP").is_some() {
+            self.root.disable_cleanup(true);
             return;
         }
-        for file in names(&self.state("apps")) {
-            let name = file.trim_end_matches(".json");
-            drop(self.run(&["stop", name]));
-            drop(self.run(&["remove", name, "--data"]));
-        }
-        for file in names(&self.state("environments")) {
-            drop(self.run(&["remove", "--environment", file.trim_end_matches(".json")]));
-        }
-        let check = self.run(&["gc", "--check"]);
-        let after = Machine::look();
+        let check = clear(self.root());
+        let after = Machine::look(self.root());
         if std::thread::panicking() {
             return;
         }
         assert_eq!(check.code, 0, "gc --check found:\n{}\n{}", check.stdout, check.stderr);
-        assert_eq!(after, self.before, "the machine is as it was before the test");
-        assert_eq!(names(&self.state("volumes")), BTreeSet::new(), "no volume is left");
+        let changes = after.changes(&self.before);
+        assert!(changes.is_empty(), "the machine is not as it was:\n{}", changes.join("\n"));
+        assert_eq!(self.volumes(), BTreeSet::new(), "no volume is left");
     }
+}
+
+/// Removes all that is installed and bootstrapped beneath a root; answers what `gc --check`
+/// then says.
+fn clear(root: &Path) -> Ran {
+    let state = root.join("var/lib/farmctl");
+    let farmctl = |arguments: &[&str]| run(farmctl(root, arguments));
+    for file in names(&state.join("apps")) {
+        let name = file.trim_end_matches(".json");
+        drop(farmctl(&["stop", name]));
+        drop(farmctl(&["remove", name, "--data"]));
+    }
+    for file in names(&state.join("environments")) {
+        drop(farmctl(&["remove", "--environment", file.trim_end_matches(".json")]));
+    }
+    farmctl(&["gc", "--check"])
+}
+
+/// A killed test run leaves its farm, and with it names in schroot and nginx that the next
+/// run wants. Who has the turn knows that nobody else lives there.
+fn clear_dead_farms() {
+    for name in names(Path::new(FARMS)).into_iter().filter(|name| name.starts_with(PREFIX)) {
+        let root = Path::new(FARMS).join(name);
+        drop(run(farmctl(&root, &["gc"])));
+        drop(clear(&root));
+        drop(fs::remove_dir_all(&root));
+    }
+}
+
+/// A call of farmctl on a root.
+fn farmctl(root: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(FARMCTL);
+    command.arg("--root").arg(root).args(arguments).stdin(Stdio::null()).env("NO_COLOR", "1");
+    command.env("FARMCTL_CACHE", cache());
+    command
 }
 
 /// The cache tests share with a real farmctl: bootstrapped trees are expensive.
