@@ -87,16 +87,28 @@ impl Layout {
         self.transactions().join(format!("{id}.json"))
     }
 
+    /// Directory of the applications' installed releases.
+    #[must_use]
+    pub fn releases(&self) -> PathBuf {
+        self.state().join("releases")
+    }
+
     /// Manifest and file index of an installed release.
     #[must_use]
     pub fn release(&self, app: &str, version: &str) -> PathBuf {
-        self.state().join("releases").join(app).join(version)
+        self.releases().join(app).join(version)
+    }
+
+    /// Directory of the applications' exported static files.
+    #[must_use]
+    pub fn static_exports(&self) -> PathBuf {
+        self.state().join("static")
     }
 
     /// Root-owned copy of a release's static files, for nginx.
     #[must_use]
     pub fn static_export(&self, app: &str, version: &str) -> PathBuf {
-        self.state().join("static").join(app).join(version)
+        self.static_exports().join(app).join(version)
     }
 
     /// Directory of the volumes of the `directory` storage.

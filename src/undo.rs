@@ -2,15 +2,16 @@
 //! `gc` finds what a killed one left.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::account;
 use crate::error::{Exit, Mark as _};
 use crate::file;
 use crate::front;
-use crate::layout;
+use crate::layout::{self, Layout};
 use crate::node::{Node, Object, Transaction};
 use crate::run::Shield;
 use crate::schroot;
@@ -32,18 +33,39 @@ pub fn remove(object: &Object, node: &Node) -> Result<()> {
         Object::Programs { app } => supervise::detect(layout).stop(app),
         Object::Front { app } => front::withdraw(layout, app),
         Object::Account { app } => account::remove(app),
-        Object::Path { path } => remove_path(path),
+        Object::Path { path } => remove_path(path, layout),
     }
 }
 
-fn remove_path(path: &Path) -> Result<()> {
+fn remove_path(path: &Path, layout: &Layout) -> Result<()> {
     // A mistake here would be the worst one: no path of ours is that short.
     if !path.is_absolute() || path.components().count() < 4 {
         bail!("{} is not a path farmctl removes", path.display());
     }
     match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => storage::remove_tree(path),
-        _ => file::remove_if_there(path),
+        Ok(meta) if meta.is_dir() => storage::remove_tree(path)?,
+        _ => file::remove_if_there(path)?,
+    }
+    // An application's directory goes with its last release.
+    let of_releases = [layout.releases(), layout.static_exports()];
+    match path.parent() {
+        Some(app) if of_releases.iter().any(|all| app.parent() == Some(all)) => remove_empty(app),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory with nothing in it; any other stays.
+fn remove_empty(path: &Path) -> Result<()> {
+    match fs::remove_dir(path) {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -213,7 +235,6 @@ impl Kept {
 mod tests {
     use super::*;
     use crate::error::{exit_of, hint_of, refuse};
-    use crate::layout::Layout;
     use crate::release::{App, Release};
 
     fn node(root: &Path) -> Node {
