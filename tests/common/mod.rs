@@ -18,6 +18,8 @@ pub const FARMCTL: &str = env!("CARGO_BIN_EXE_farmctl");
 /// Where farms lie, and how their names begin.
 const FARMS: &str = "/var/tmp";
 const PREFIX: &str = "ft.";
+/// Where schroot mounts sessions.
+const SESSIONS: &str = "/run/schroot/mount";
 
 /// What a run of farmctl printed, and how it ended.
 #[derive(Debug)]
@@ -105,20 +107,19 @@ fn names(directory: &Path) -> BTreeSet<String> {
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
-/// Processes of the kinds farmctl starts, with their pids: those of this mount namespace,
-/// where sessions are, and any that names this root.
+/// Processes that name a farm's root or live in it, or in a session: with their pids.
+/// Any others are none of farmctl's; the machine may be busy.
 fn processes(root: &Path) -> Vec<String> {
-    let root = root.to_str().expect("the path is ours");
-    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    let ours = namespace("self");
     let mut found = Vec::new();
     for pid in names(Path::new("/proc")).into_iter().filter(|name| name.parse::<u32>().is_ok()) {
-        let Ok(line) = fs::read(format!("/proc/{pid}/cmdline")) else { continue };
+        let process = Path::new("/proc").join(&pid);
+        let Ok(line) = fs::read(process.join("cmdline")) else { continue };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
-        // Not farmctl: one at work on this root names it, and others do not disturb.
-        let kinds = ["gunicorn", "supervisord", "debootstrap", "apt-get"];
-        let named = kinds.iter().any(|name| line.contains(name)) && namespace(&pid) == ours;
-        if line.contains(root) || named {
+        let lives =
+            ["root", "cwd"].iter().filter_map(|link| fs::read_link(process.join(link)).ok());
+        let inside = |path: PathBuf| path.starts_with(root) || path.starts_with(SESSIONS);
+        if line.contains(root.to_str().expect("the path is ours")) || lives.into_iter().any(inside)
+        {
             found.push(format!("{pid} {line}"));
         }
     }
