@@ -1,0 +1,1 @@
+"""The VM harness: see vm/README.md."""

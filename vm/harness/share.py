@@ -1,0 +1,101 @@
+"""What a guest is given besides its root: the program, tarballs, profiles, wheels, tests."""
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import tomllib
+
+from . import cache, host
+
+LABEL = "vm-share"
+PROFILE = host.ROOT / "profiles/hello"
+PIP = pathlib.Path("/usr/share/python-wheels")
+"""Where Debian's python3-pip-whl keeps pip as a wheel, which runs as it is."""
+
+
+def share(farmctl, to):
+    """Writes the share to the file `to`, a read-only file system for the guests of a run."""
+    host.install_packages("e2fsprogs", "busybox-static")
+    with tempfile.TemporaryDirectory(prefix=".share.", dir=to.parent) as tree:
+        tree = pathlib.Path(tree)
+        tree.chmod(0o755)
+        for name in ("bin", "pool"):
+            (tree / name).mkdir()
+        shutil.copy(farmctl, tree / "bin/farmctl")
+        shutil.copy("/bin/busybox", tree / "bin/busybox")
+        for name in ("profiles", "vm/guest", "vm/tests"):
+            shutil.copytree(host.ROOT / name, tree / pathlib.Path(name).name)
+        shutil.copytree(tarballs(farmctl), tree / "tarballs")
+        shutil.copytree(wheels(), tree, dirs_exist_ok=True)
+        host.run(["mkfs.ext4", "-q", "-L", LABEL, "-m", "0", "-d", tree, to, "512M"], within=120)
+
+
+def tarballs(farmctl):
+    """The directory of the node tarball of profiles/hello, baked by this farmctl."""
+    key = cache.digest(farmctl, PROFILE, pathlib.Path(__file__))
+    made = cache.entry("tarballs", key, "hello's tarball, with farmctl on this host",
+                       lambda to: _bake(farmctl, to))
+    return made / "tarballs"
+
+
+# farmctl's own paths go beneath --root, but schroot knows only its own: in this mount
+# namespace that is a copy, so that environments of this host are neither seen nor touched.
+BAKE = """
+farmctl=$1 root=$2 profile=$3 out=$4
+cp -a /etc/schroot "$root/schroot"
+rm -f "$root"/schroot/chroot.d/farmctl-*
+mount --bind "$root/schroot" /etc/schroot
+mount -t tmpfs tmpfs /var/lib/schroot
+mkdir /var/lib/schroot/session
+"$farmctl" --root "$root" bootstrap "$profile"
+"$farmctl" --root "$root" bake "$profile" --output "$out"
+"""
+
+
+def _bake(farmctl, to):
+    host.install_packages("debootstrap", "schroot", "python3", "gpgv", "debian-archive-keyring")
+    root, out = to / "root", to / "tarballs"
+    root.mkdir()
+    out.mkdir()
+    environment = {**os.environ, "FARMCTL_CACHE": str(host.CACHE.parent)}
+    command = ["unshare", "--mount", "sh", "-euc", BAKE, "sh", farmctl, root, PROFILE, out]
+    host.run(host.contained(command), within=900, env=environment)
+    shutil.rmtree(root)
+
+
+def wheels():
+    """The directory of a Python package index (`simple`, PEP 503) with the wheels hello's
+    lock names and the uv that farmctl fetches."""
+    key = cache.digest(_requirements(), pathlib.Path(__file__))
+    return cache.entry("wheels", key, "the index of wheels", _download)
+
+
+def _requirements():
+    """Lines of a requirements file, with hashes."""
+    lock = tomllib.loads((PROFILE / "farmctl.lock").read_text(encoding="utf-8"))
+    wanted = [(it["name"], it["version"], it["sha256"]) for it in lock["python"]["distribution"]]
+    source = (host.ROOT / "src/python/mod.rs").read_text(encoding="utf-8")
+    version = re.search(r'const UV_VERSION: &str = "([^"]+)"', source)
+    hashes = re.findall(r'\("amd64", "([0-9a-f]{64})"\)', source)
+    if not version or not hashes:
+        raise host.Trouble("src/python/mod.rs no longer says which uv it fetches, in the old words")
+    wanted.append(("uv", version[1], hashes))
+    return [" ".join([f"{name}=={version}", *(f"--hash=sha256:{it}" for it in hashes)])
+            for name, version, hashes in wanted]
+
+
+def _download(to):
+    host.install_packages("python3-pip-whl")
+    requirements = to / "requirements.txt"
+    requirements.write_text("\n".join(_requirements()) + "\n", encoding="ascii")
+    pip = next(PIP.glob("pip-*.whl")) / "pip"
+    host.run(["/usr/bin/python3", pip, "download", "--quiet", "--no-deps", "--only-binary=:all:",
+              "--require-hashes", "--dest", to / "wheels", "--requirement", requirements],
+             within=600)
+    for wheel in (to / "wheels").iterdir():
+        name = re.sub(r"[-_.]+", "-", wheel.name.split("-")[0]).lower()
+        page = to / "simple" / name / "index.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with open(page, "a", encoding="ascii") as text:
+            text.write(f'<a href="../../wheels/{wheel.name}">{wheel.name}</a>\n')

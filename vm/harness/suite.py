@@ -1,0 +1,91 @@
+"""A run of many tests: what they share is made first, then they run side by side."""
+import concurrent.futures
+import contextlib
+import os
+import pathlib
+import tempfile
+
+from . import engine, guest, host, image, index, kernel, pool, share
+
+WORK = host.ROOT / "target/vm"
+
+
+def run(tests, wanted):
+    """Runs the tests on the engine; answers the exit status. The index is the only reason
+    to skip one: an engine that does not work is trouble."""
+    chosen = engine.choose(wanted, kernel.kernels("bookworm"))
+    runnable = [test for test in tests if chosen.name in test.engines]
+    for test in tests:
+        if test not in runnable:
+            host.say(f"skip {test.name}: not on {chosen.name}")
+    with _shared() as share_image:
+        results = _run_all([_guest(test, chosen, share_image) for test in runnable], chosen)
+    failed = [name for name, verdict in results.items() if not verdict.passed]
+    host.say(f"{len(results) - len(failed)} passed, {len(failed)} failed, "
+             f"{len(tests) - len(runnable)} skipped on {chosen.name}")
+    return 1 if failed else 0
+
+
+def shell(wanted, node, suite, disks):
+    """Boots a guest with a shell on this terminal; answers the exit status."""
+    chosen = engine.choose(wanted, kernel.kernels(suite))
+    test = index.Test("shell", node=node, storage="", limit=0, suite=suite, disks=tuple(disks))
+    with _shared() as share_image:
+        _guest(test, chosen, share_image).interact()
+    return 0
+
+
+@contextlib.contextmanager
+def _shared():
+    """The share image of a run."""
+    farmctl = host.build_farmctl()
+    WORK.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".run.", dir=WORK) as place:
+        share_image = pathlib.Path(place) / "share.img"
+        share.share(farmctl, share_image)
+        yield share_image
+
+
+def _guest(test, chosen, share_image):
+    place = WORK / chosen.name / test.name
+    machine = engine.Machine(
+        kernels=kernel.kernels(test.suite), image=image.image(test.suite, test.node),
+        overlay=place / "root.cow", writable=[], parameters=[],
+        read_only=[share_image, pool.pool(test.suite) / "pool.img"])
+    return guest.Guest(test, chosen, machine, place, os.environ.get("FARMCTL_TEST_KEEP") == "1")
+
+
+def _side_by_side(chosen):
+    """How many guests run at once: one for a processor each, as long as there is memory."""
+    room = host.memory_free() // ((engine.MEMORY_MIB + 512) << 20)
+    processors = len(os.sched_getaffinity(0)) // (2 if chosen.name == "qemu" else 1)
+    return max(1, min(processors, room))
+
+
+def _run_all(guests, chosen):
+    results = {}
+    with concurrent.futures.ThreadPoolExecutor(_side_by_side(chosen)) as threads:
+        running = {threads.submit(it.run): it for it in guests}
+        try:
+            for done in concurrent.futures.as_completed(running):
+                it, verdict = running[done], done.result()
+                results[it.test.name] = verdict
+                _tell(it, verdict)
+        except BaseException:
+            for it in guests:
+                it.stop()
+            threads.shutdown(cancel_futures=True)
+            raise
+    return results
+
+
+def _tell(it, verdict):
+    line = f"{it.test.name} ({it.test.storage}, {it.engine.name}, {verdict.seconds:.0f} s)"
+    if verdict.passed:
+        host.say(f"ok   {line}")
+        return
+    host.say(f"FAIL {line}: {verdict.words}")
+    log = max(it.place.glob("boot-*/log"), default=None) or max(it.place.glob("console-*"))
+    for text in log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]:
+        host.say(f"     | {text}")
+    host.say(f"     console, journal and logs: {it.place.relative_to(host.ROOT)}")
