@@ -111,10 +111,23 @@ impl Layout {
         self.static_exports().join(app).join(version)
     }
 
-    /// Directory of the volumes of the `directory` storage.
+    /// Directory of the volumes of the `directory` and `btrfs` storages.
     #[must_use]
     pub fn volumes(&self) -> PathBuf {
         self.state().join("volumes")
+    }
+
+    /// Directory of the session copies of the `btrfs` storage, on the volumes' file system.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.volumes().join(".sessions")
+    }
+
+    /// Directory of the places where volumes with a file system of their own are mounted
+    /// while farmctl works in them.
+    #[must_use]
+    pub fn trees(&self) -> PathBuf {
+        self.runtime().join("trees")
     }
 
     /// Directory of an application's data on this node.

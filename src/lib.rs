@@ -7,7 +7,7 @@
 //! | face | `main`, [`cli`], [`ui`] | words in, words out |
 //! | recipes | [`commands`], one file per verb | each reads like a recipe |
 //! | hands | [`run`] [`mount`] [`mod@file`] [`hash`] [`process`] [`place`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`stage`] [`tarball`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`mod@log`] [`front`] [`serve`] [`node`] [`undo`] | touch the system, print nothing |
-//! | plans | [`profile`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`release`] [`layout`] [`plan`] | pure values: no file system, no process, no clock |
+//! | plans | [`profile`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
 //!
 //! [`error`] lies under all floors: every floor raises errors. `tests/house.rs` keeps
 //! the floors apart.
@@ -64,6 +64,8 @@ pub mod schroot;
 pub mod secret;
 pub mod serve;
 pub mod session;
+pub mod settings;
+pub mod size;
 pub mod source;
 pub mod stage;
 pub mod start_script;

@@ -8,15 +8,17 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 /// Gives this process a mount table of its own: what it mounts from now on, nobody
-/// else sees, and it is gone with the process, however that ends. To be called before
-/// any thread is started, because a mount namespace belongs to a thread.
+/// else sees, and it is gone with the process, however that ends. What others unmount is
+/// unmounted here as well, where mounts are shared (as systemd has them): a session that is
+/// ended meanwhile is not held. To be called before any thread is started, because a mount
+/// namespace belongs to a thread.
 ///
 /// # Errors
 /// When the kernel refuses (no `CAP_SYS_ADMIN`).
 pub fn private_namespace() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("making a private mount namespace")?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-        .context("making mounts private")
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)
+        .context("making mounts our own")
 }
 
 /// A mount that ends with the guard.
@@ -35,6 +37,22 @@ impl Mount {
     pub fn new(kind: &str, target: &Path, flags: MsFlags, options: &str) -> Result<Self> {
         mount(Some(kind), target, Some(kind), flags, Some(options))
             .with_context(|| format!("mounting {kind} on {}", target.display()))?;
+        Ok(Self { target: target.to_owned(), mounted: true })
+    }
+
+    /// Mounts the file system on a block device on the existing directory `target`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn device(
+        device: &Path,
+        target: &Path,
+        kind: &str,
+        flags: MsFlags,
+        options: &str,
+    ) -> Result<Self> {
+        mount(Some(device), target, Some(kind), flags, Some(options))
+            .with_context(|| format!("mounting {} on {}", device.display(), target.display()))?;
         Ok(Self { target: target.to_owned(), mounted: true })
     }
 

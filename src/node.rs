@@ -20,37 +20,13 @@ use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::layout::Layout;
 use crate::release::{App, EnvironmentRecord};
+use crate::settings::{Settings, Site};
 use crate::storage::Mark;
 
 /// The newest schema of `node.json` and transaction records this farmctl reads.
 const SCHEMA: u32 = 1;
 /// The first user id given to applications: far above the host's people and daemons.
 pub const FIRST_UID: u32 = 200_000;
-
-/// `/etc/farmctl/node.toml`, all of it optional.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct Settings {
-    /// Version of the file's format; 1.
-    #[serde(default = "first_schema")]
-    pub schema: u32,
-    /// Storage backend for new volumes: `auto` or `directory`.
-    #[serde(default = "auto")]
-    pub storage: String,
-}
-
-fn first_schema() -> u32 {
-    SCHEMA
-}
-fn auto() -> String {
-    "auto".to_owned()
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { schema: first_schema(), storage: auto() }
-    }
-}
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -75,8 +51,11 @@ pub enum Object {
         /// Name to schroot.
         name: String,
     },
-    /// A schroot session.
+    /// A schroot session, with the copy its storage keeps of it.
     Session {
+        /// Backend of the release it was begun from.
+        #[serde(default = "directory")]
+        storage: String,
         /// Name to schroot.
         name: String,
     },
@@ -107,7 +86,20 @@ pub enum Object {
     },
 }
 
+/// The backend of sessions in records that were written when there was only one.
+fn directory() -> String {
+    "directory".to_owned()
+}
+
 impl Object {
+    /// The session that serves an application, if it is started.
+    #[must_use]
+    pub fn session_of(app: &App) -> Option<Self> {
+        let session = app.session.as_ref()?;
+        let storage = app.release(&session.version).map_or_else(directory, |r| r.storage.clone());
+        Some(Self::Session { storage, name: session.name.clone() })
+    }
+
     /// Within a sentence: "the volume fv-hello-1.0"; a path is its own name.
     #[must_use]
     pub fn named(&self) -> String {
@@ -123,7 +115,7 @@ impl std::fmt::Display for Object {
         match self {
             Self::Volume { name, .. } => write!(f, "volume {name}"),
             Self::Chroot { name } => write!(f, "chroot {name}"),
-            Self::Session { name } => write!(f, "session {name}"),
+            Self::Session { name, .. } => write!(f, "session {name}"),
             Self::Sockets { app } => write!(f, "sockets of {app}"),
             Self::Programs { app } => write!(f, "processes of {app}"),
             Self::Front { app } => write!(f, "vhost of {app}"),
@@ -282,10 +274,25 @@ impl Node {
         &self.settings
     }
 
+    /// What storage backends must know of this machine.
+    #[must_use]
+    pub fn site(&self) -> Site<'_> {
+        Site { layout: &self.layout, settings: &self.settings, node: self.id() }
+    }
+
     /// Id of this node; none before the first change.
     #[must_use]
     pub fn id(&self) -> Option<&str> {
         self.id.as_deref()
+    }
+
+    /// With an id: for verbs whose volumes are to be told apart from others from the first.
+    ///
+    /// # Errors
+    /// When the state's directories cannot be made.
+    pub fn settled(mut self) -> Result<Self> {
+        self.id = Some(self.settle()?);
+        Ok(self)
     }
 
     /// Makes the directories of the state and gives the node an id, if it has none.

@@ -15,6 +15,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::size::Size;
+
 pub use parse::parse;
 
 /// The newest profile schema this farmctl reads.
@@ -35,6 +37,12 @@ pub struct Profile {
     pub description: String,
     /// The Debian environment `farmctl bootstrap` makes.
     pub environment: Environment,
+    /// How large its volumes and snapshots are, where those have a size.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub storage: Volumes,
+    /// Who else than root may use its chroots.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub schroot: Grants,
     /// What a bake needs and the tarball must not contain.
     #[serde(default)]
     pub build: Build,
@@ -179,6 +187,39 @@ pub struct Environment {
     /// The unprivileged user the application runs as, made from /etc/skel.
     #[serde(default = "app_user")]
     pub user: String,
+}
+
+/// `[storage]`: how large volumes and snapshots are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Volumes {
+    /// Size of a volume, at least; default: the node's `volume-size`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_size: Option<Size>,
+    /// Room a session's classic LVM snapshot begins with; default: as much as the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_size: Option<Size>,
+}
+
+/// `[schroot]`: users of the host, who each can become root of it this way (schroot(1),
+/// "Security").
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Grants {
+    /// Users who may enter.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub users: Vec<String>,
+    /// Users who may enter as root without a password.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub root_users: Vec<String>,
+    /// Users who may change an environment as root without a password.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub source_root_users: Vec<String>,
+}
+
+/// Written out only when it says something, so that manifests stay what they were.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// `[build]`: what a bake needs and the tarball must not contain.

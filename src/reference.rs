@@ -115,6 +115,16 @@ pub const SECTIONS: &[Section] = &[
         purpose: "The Debian environment `farmctl bootstrap` makes. Profiles whose environments are written alike share one bootstrap.",
     },
     Section {
+        name: "storage",
+        written: "[storage]",
+        purpose: "How large volumes and snapshots are, on storage where those have a size. Sizes are written as in LVM: `\"4G\"`, `\"1536M\"`.",
+    },
+    Section {
+        name: "schroot",
+        written: "[schroot]",
+        purpose: "Users of the host who may use the chroots. Each of them can become root of the host this way: left out, only root may.",
+    },
+    Section {
         name: "build",
         written: "[build]",
         purpose: "What a bake needs and the tarball must not contain.",
@@ -197,6 +207,8 @@ pub const KEYS: &[Key] = &[
     key("", "version", Text, Required, "Version of the application: `[0-9A-Za-z.]{1,24}`; `--set-version` overrides it."),
     key("", "description", Text, Nothing, "One line for people."),
     key("", "environment", Table, Required, "See `[environment]`."),
+    key("", "storage", Table, Nothing, "See `[storage]`."),
+    key("", "schroot", Table, Nothing, "See `[schroot]`."),
     key("", "build", Table, Nothing, "See `[build]`."),
     key("", "python", Table, Nothing, "See `[python]`. Without it no virtualenv is made."),
     key("", "copy", Tables, Nothing, "See `[[copy]]`."),
@@ -220,6 +232,13 @@ pub const KEYS: &[Key] = &[
     key("environment", "locale", Text, Value("\"C.UTF-8\""), "Locale; for any but `C.UTF-8` the package `locales` is installed."),
     key("environment", "timezone", Text, Value("\"UTC\""), "Time zone, a name of the tz database."),
     key("environment", "user", Text, Value("\"app\""), "The unprivileged user the application runs as, made from `/etc/skel`."),
+
+    key("storage", "volume-size", Text, Words("the node's"), "Size of a volume, at least; a release that needs more gets more."),
+    key("storage", "snapshot-size", Text, Words("the volume's"), "Room a session's classic LVM snapshot begins with; `farmctl tend` gives it more before it is full. Left out, it cannot run out."),
+
+    key("schroot", "users", Texts, Value("[]"), "Users who may enter sessions and begin them."),
+    key("schroot", "root-users", Texts, Value("[]"), "Users who may do so as root, without a password."),
+    key("schroot", "source-root-users", Texts, Value("[]"), "Users who may change the environment as root, without a password."),
 
     key("build", "packages", Texts, Value("[]"), "Debian packages installed for the bake and purged before packing."),
     key("build", "before", Texts, Value("[]"), "Shell commands run as root in the copied project directory before requirements are installed."),
@@ -340,9 +359,10 @@ mod tests {
 
     use super::*;
     use crate::profile::{
-        Build, Copied, DataDirectory, Environment, Front, Installer, Job, Process, Profile, Python,
-        Ready, Reload, Rendered, Seconds, Secret, Signal, StaticFiles, Stop, When,
+        Build, Copied, DataDirectory, Environment, Front, Grants, Installer, Job, Process, Profile,
+        Python, Ready, Reload, Rendered, Seconds, Secret, Signal, StaticFiles, Stop, Volumes, When,
     };
+    use crate::size::Size;
 
     /// Every field has a value, and every field is written out: a new one does not
     /// compile until it stands here.
@@ -370,6 +390,11 @@ mod tests {
                 timezone: text(),
                 user: text(),
             },
+            storage: Volumes {
+                volume_size: Some(Size::of_mib(1)),
+                snapshot_size: Some(Size::of_mib(1)),
+            },
+            schroot: Grants { users: texts(), root_users: texts(), source_root_users: texts() },
             build: Build { packages: texts(), before: texts() },
             python: Some(Python {
                 requirements: Some("x".into()),

@@ -23,6 +23,7 @@ use crate::layout::{
 };
 use crate::mount;
 use crate::place::{self, Occupant, Place};
+use crate::profile::Grants;
 use crate::run::{Invocation, Outcome, Shield, Tool};
 use crate::storage::Stanza;
 
@@ -51,6 +52,8 @@ pub struct Definition {
     pub stanza: Stanza,
     /// What is mounted in it: [`release_fstab`] or [`source_fstab`].
     pub fstab: String,
+    /// Who else than root may use it.
+    pub grants: Grants,
     /// Whether it has a `source:` chroot that changes the original: environments only.
     pub source_clone: bool,
     /// Id of the node that made it.
@@ -60,17 +63,29 @@ pub struct Definition {
 }
 
 impl Definition {
-    /// The stanza of schroot.conf(5). No `users` and no `groups`: each of those is root
-    /// without a password.
+    /// The stanza of schroot.conf(5). No `users` unless the profile asks: each of those
+    /// can become root of the host.
     #[must_use]
     pub fn render(&self) -> String {
         let Self { name, node, transaction, .. } = self;
+        let Grants { users, root_users, source_root_users } = &self.grants;
         let description = self.description.replace(['\n', '#'], " ");
         let mut text = format!(
             "# Written by farmctl; changes are lost.\n[{name}]\ndescription={description}\n"
         );
         for (key, value) in &self.stanza.0 {
             text.push_str(&format!("{key}={value}\n"));
+        }
+        // schroot knows the last key only where there is a source.
+        let source_root_users: &[String] = if self.source_clone { source_root_users } else { &[] };
+        for (key, users) in [
+            ("users", users.as_slice()),
+            ("root-users", root_users.as_slice()),
+            ("source-root-users", source_root_users),
+        ] {
+            if !users.is_empty() {
+                text.push_str(&format!("{key}={}\n", users.join(",")));
+            }
         }
         // A source is changed for good: nothing of the host may get into it.
         let copyfiles = if self.source_clone { "" } else { "farmctl/copyfiles" };
@@ -612,13 +627,15 @@ fn end_by_schroot(session: &str) -> Result<Option<anyhow::Error>> {
 }
 
 /// Removes what schroot left behind, as far as that is safe: only what nothing is
-/// mounted on, and its session file only of sessions all of whose parts are known here,
-/// so that no snapshot is forgotten.
+/// mounted on, and its session file only of sessions all of whose parts are known, so that
+/// no snapshot is forgotten.
 fn sweep(session: &str, schroot_agreed: bool) -> Result<()> {
     let text = file::read_if_there(&session_file(session))?;
+    // The copies of the last two are removed by who asked for the end of the session.
+    let known = ["directory", "lvm-snapshot", "btrfs-snapshot"];
     let known_parts = text
         .as_deref()
-        .is_none_or(|text| value(text, "type").is_none_or(|kind| kind == "directory"));
+        .is_none_or(|text| value(text, "type").is_none_or(|kind| known.contains(&kind)));
     if !schroot_agreed && !known_parts {
         return Ok(());
     }
@@ -677,6 +694,7 @@ mod tests {
                 ("union-type", "overlay".to_owned()),
             ]),
             fstab: String::new(),
+            grants: Grants::default(),
             source_clone: false,
             node: "0badcafe".to_owned(),
             transaction: "12345678".to_owned(),

@@ -215,7 +215,7 @@ pub fn restore(
     } else {
         say("recovering the session");
         repaired = true;
-        session::recover(node.layout(), app, manifest, session)?
+        session::recover(node, app, manifest, session)?
     };
     let states = supervisor.states(&app.name)?;
     let runs = |process: &Process| {

@@ -18,12 +18,14 @@ use crate::inside::{Inside, Owner};
 use crate::layout::{self, Layout, PROJECT_RUN, SOCKETS_INSIDE};
 use crate::manifest::Manifest;
 use crate::mount;
-use crate::node::{Object, Transaction};
+use crate::node::{Node, Object, Transaction};
 use crate::probe::WEB_USER;
-use crate::release::{App, Session};
+use crate::release::{App, Release, Session};
 use crate::run::quote;
 use crate::schroot;
 use crate::secret;
+use crate::settings::Site;
+use crate::storage::{self, Copies};
 use crate::template::{self, Values};
 
 /// `MS_NOSYMFOLLOW` of mount(2), Linux 5.10: no link in the directory leads anywhere.
@@ -154,19 +156,35 @@ pub fn remove_sockets(layout: &Layout, app: &str) -> Result<()> {
     }
 }
 
+/// Ends a session and removes its copy, also where schroot says it did and did not.
+/// Nothing there is fine.
+///
+/// # Errors
+/// When something of it remains, or is in use.
+pub fn end(storage: &str, session: &str, site: &Site<'_>) -> Result<()> {
+    schroot::end(session)?;
+    storage::named(storage, site)?
+        .remove_copy(session)
+        .with_context(|| format!("removing the copy of session {session}"))
+}
+
 /// Begins a session of a release with everything the application needs, each thing
 /// written down in the transaction before it is made.
 ///
 /// # Errors
 /// When something is missing on the node, or cannot be made.
 pub fn open(
-    layout: &Layout,
+    node: &Node,
     app: &App,
     manifest: &Manifest,
     session: &str,
     transaction: &mut Transaction,
 ) -> Result<PathBuf> {
+    let layout = node.layout();
     check_sockets(layout, manifest, session)?;
+    let release = release_of(app, &manifest.version)?;
+    let copies = Copies { size: manifest.profile.storage.snapshot_size };
+    storage::named(&release.storage, &node.site())?.check_copy(session, &release.volume, copies)?;
     let account = account_of(app)?;
     let secrets = secrets(layout, manifest)?;
     make_data_directories(layout, app, manifest)?;
@@ -174,7 +192,8 @@ pub fn open(
         transaction.intend(Object::Sockets { app: app.name.clone() })?;
     }
     make_sockets(layout, app)?;
-    transaction.intend(Object::Session { name: session.to_owned() })?;
+    let storage = release.storage.clone();
+    transaction.intend(Object::Session { storage, name: session.to_owned() })?;
     let mount = schroot::begin(session, &layout::release_chroot(&app.name, &manifest.version))?;
     let prepare = || -> Result<()> {
         let inside = Inside::open(&mount)?;
@@ -191,20 +210,23 @@ pub fn open(
 ///
 /// # Errors
 /// When it cannot be mounted or something is missing on the node.
-pub fn recover(
-    layout: &Layout,
-    app: &App,
-    manifest: &Manifest,
-    session: &Session,
-) -> Result<PathBuf> {
+pub fn recover(node: &Node, app: &App, manifest: &Manifest, session: &Session) -> Result<PathBuf> {
+    let layout = node.layout();
     let account = account_of(app)?;
     let secrets = secrets(layout, manifest)?;
     make_data_directories(layout, app, manifest)?;
     make_sockets(layout, app)?;
+    let release = release_of(app, &session.version)?;
+    // schroot mounts what is there and says nothing about what is not.
+    storage::named(&release.storage, &node.site())?.activate_copy(&session.name)?;
     let mount = schroot::recover(&session.name)?;
     write_runtime(&Inside::open(&mount)?, manifest, &session.name, account, &secrets)
         .with_context(|| format!("preparing session {}", session.name))?;
     Ok(mount)
+}
+
+fn release_of<'a>(app: &'a App, version: &str) -> Result<&'a Release> {
+    app.release(version).with_context(|| format!("{} has no release {version}", app.name))
 }
 
 /// Whether a path exists in a session, as the application sees it.

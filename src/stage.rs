@@ -29,8 +29,9 @@ pub struct Stage {
     pub project_sha256: String,
     /// Name of the volume.
     pub volume: String,
+    /// The volume's tree; given back before the volume is removed.
+    pub tree: Tree,
     before: Vec<Package>,
-    _tree: Tree,
 }
 
 impl Stage {
@@ -61,7 +62,7 @@ impl Stage {
         let project_sha256 =
             source.copy_to(&project, environment.epoch).context("copying the project")?;
         let before = debian::installed_packages(&chroot)?;
-        Ok(Self { chroot, project_sha256, volume, before, _tree: tree })
+        Ok(Self { chroot, project_sha256, volume, tree, before })
     }
 
     /// Installs the build packages; nothing is fetched if there are none.
@@ -123,6 +124,7 @@ impl Stage {
     /// When something in it still runs.
     pub fn close(self, storage: &dyn Storage) -> Result<()> {
         self.chroot.leave()?;
+        self.tree.close()?;
         storage.remove(&self.volume)
     }
 

@@ -26,9 +26,9 @@ use crate::supervise;
 pub fn remove(object: &Object, node: &Node) -> Result<()> {
     let layout = node.layout();
     match object {
-        Object::Volume { storage, name } => storage::named(storage, layout)?.remove(name),
+        Object::Volume { storage, name } => storage::named(storage, &node.site())?.remove(name),
         Object::Chroot { name } => schroot::unregister(name),
-        Object::Session { name } => schroot::end(name),
+        Object::Session { storage, name } => session::end(storage, name, &node.site()),
         Object::Sockets { app } => session::remove_sockets(layout, app),
         Object::Programs { app } => supervise::detect(layout).stop(app),
         Object::Front { app } => front::withdraw(layout, app),
@@ -194,8 +194,8 @@ impl Kept {
                 objects.push(Object::Path { path: layout.release(name, version) });
                 objects.push(Object::Path { path: layout.static_export(name, version) });
             }
-            if let Some(session) = &app.session {
-                objects.push(Object::Session { name: session.name.clone() });
+            if let Some(session) = Object::session_of(&app) {
+                objects.push(session);
                 objects.push(Object::Sockets { app: name.clone() });
                 objects.push(Object::Programs { app: name.clone() });
                 objects.push(Object::Front { app: name.clone() });

@@ -34,7 +34,7 @@ const HANDS: [&str; 26] = [
     "node",
     "undo",
 ];
-const PLANS: [&str; 9] = [
+const PLANS: [&str; 11] = [
     "profile",
     "reference",
     "template",
@@ -44,6 +44,8 @@ const PLANS: [&str; 9] = [
     "release",
     "layout",
     "plan",
+    "settings",
+    "size",
 ];
 
 /// One file of `src/`, without its tests and its comments.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use common::{Ran, Running, run, tool, wait_for};
 use farmctl::error::render;
+use farmctl::profile::Grants;
 use farmctl::schroot::{self, Definition};
 use farmctl::storage::Stanza;
 use farmctl::{mount, process};
@@ -106,6 +107,7 @@ impl Sandbox {
                 ("union-type", "overlay".to_owned()),
             ]),
             fstab: schroot::source_fstab(),
+            grants: Grants::default(),
             source_clone: false,
             node: "node".to_owned(),
             transaction: "transaction".to_owned(),

@@ -72,7 +72,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     if args.dry_run {
-        context.show_plan(&plan(&baking));
+        context.show_plan(&plan(&baking)?);
         return Ok(Exit::Done);
     }
     let _lock = node.lock(&format!("env-{}", profile.name), "bake")?;
@@ -97,7 +97,7 @@ fn prepare(args: &Args, node: &Node) -> Result<Baking> {
         source.profile.set_version(version)?;
     }
     let environment = stage::environment(node, &source)?;
-    let storage = storage::named(&environment.storage, node.layout())?;
+    let storage = storage::named(&environment.storage, &node.site())?;
     let choice = match &source.profile.python {
         Some(python) => Some(python::choose(
             python.installer,
@@ -129,14 +129,14 @@ fn is_baked(baking: &Baking) -> Result<bool> {
         && known.inputs.project_sha256 == baking.source.project_hash()?)
 }
 
-fn plan(baking: &Baking) -> Plan {
+fn plan(baking: &Baking) -> Result<Plan> {
     let profile = &baking.source.profile;
     let tree = Path::new("TREE");
     let inside = |program: &str| crate::chroot::invocation(tree, baking.environment.epoch, program);
     let mut plan = Plan::new(format!("bake {} {}", profile.name, profile.version));
     plan.commands(
         format!("fork volume {}", baking.environment.volume),
-        baking.storage.describe_fork(&baking.environment.volume, "fv-stage-…"),
+        baking.storage.describe_fork(&baking.environment.volume, "fv-stage-…")?,
     );
     plan.step(format!("copy the project {} in", baking.source.directory.display()));
     let packages = stage::build_packages(profile, baking.choice.as_ref());
@@ -175,7 +175,7 @@ fn plan(baking: &Baking) -> Plan {
     }
     plan.step("purge the build packages, clean up");
     plan.step(format!("pack {}", baking.out.display()));
-    plan
+    Ok(plan)
 }
 
 fn bake(
@@ -205,13 +205,13 @@ fn bake(
     ui.step("purging build packages, cleaning up");
     stage.purge_build_packages()?;
     let packages = debian::installed_packages(&stage.chroot)?;
-    let Stage { chroot, project_sha256, volume, .. } = stage;
-    let tree = chroot.tree().to_owned();
+    let Stage { chroot, tree, project_sha256, volume, .. } = stage;
     chroot.leave()?;
-    debian::clean(&tree)?;
+    debian::clean(tree.path())?;
 
-    let draft = draft(baking, &tree, packages, project_sha256)?;
-    let packed = pack(baking, &tree, draft, context, transaction)?;
+    let draft = draft(baking, tree.path(), packages, project_sha256)?;
+    let packed = pack(baking, tree.path(), draft, context, transaction)?;
+    tree.close()?;
     storage.remove(&volume)?;
     Ok(packed)
 }

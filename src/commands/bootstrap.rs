@@ -20,8 +20,9 @@ use crate::profile::Environment;
 use crate::release::EnvironmentRecord;
 use crate::run;
 use crate::schroot;
+use crate::size::Size;
 use crate::source::Source;
-use crate::storage::{self, Access, Storage};
+use crate::storage::{self, Access, Choice, Copies, Storage};
 use crate::tarball;
 use crate::undo;
 
@@ -37,8 +38,8 @@ pub struct Args {
     /// Make it anew although nothing changed, from the mirror instead of the cache
     #[arg(long)]
     fresh: bool,
-    /// Storage backend for the environment's volume: auto, directory
-    #[arg(long, value_name = "BACKEND")]
+    /// Storage backend for the environment's volume: auto, lvm-thin, lvm, btrfs, directory
+    #[arg(long, value_name = "BACKEND", value_parser = super::parse_backend)]
     storage: Option<String>,
     /// Show what would be done, with the exact commands, and stop
     #[arg(long)]
@@ -59,6 +60,10 @@ struct Making {
     architecture: String,
     inputs: String,
     storage: Box<dyn Storage>,
+    /// Why it is this one.
+    why: String,
+    /// Of the volume.
+    size: Size,
     cached: Option<Cached>,
 }
 
@@ -68,6 +73,7 @@ struct Making {
 /// When the environment cannot be made; nothing of it is left then.
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let node = context.node()?;
+    let node = if args.dry_run { node } else { node.settled()? };
     let mut tools = debian::TOOLS.to_vec();
     tools.extend(chroot::TOOLS);
     tools.extend(schroot::TOOLS);
@@ -77,7 +83,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let known = node.environment(name)?;
     if let Some(known) = known.as_ref().filter(|known| known.inputs == making.inputs && !args.fresh)
     {
-        if making.storage.open(&known.volume, Access::ReadOnly).is_ok() {
+        if known.storage == making.storage.name() && is_there(&making, &known.volume)? {
             context
                 .ui
                 .already(format!("environment {name} is there already, from the same inputs"));
@@ -92,7 +98,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let _lock = node.lock(&format!("env-{name}"), "bootstrap")?;
     mount::private_namespace()?;
     undo::attempt(&node, "bootstrap", name, |transaction| {
-        make(&making, known.is_some(), &node, context, transaction)
+        make(&making, known.as_ref(), &node, context, transaction)
     })
     .with_context(|| format!("bootstrapping {name}"))?;
     context
@@ -101,11 +107,16 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+fn is_there(making: &Making, volume: &str) -> Result<bool> {
+    Ok(making.storage.list()?.iter().any(|known| known.name == volume))
+}
+
 fn prepare(args: &Args, node: &Node) -> Result<Making> {
     let source = Source::read(&args.profile)?;
-    let storage =
-        storage::named(args.storage.as_deref().unwrap_or(&node.settings().storage), node.layout())?;
+    let Choice { storage, why } = storage::choose(args.storage.as_deref(), &node.site())?;
+    run::require(&storage.tools())?;
     storage.check()?;
+    let size = source.profile.storage.volume_size.unwrap_or(node.settings().volume_size);
     let archive = Archive::of(&source.profile.environment)?;
     let architecture = debian::architecture()?;
     let inputs = inputs(&source, &archive, &architecture)?;
@@ -115,7 +126,7 @@ fn prepare(args: &Args, node: &Node) -> Result<Making> {
         Some(text) if !args.fresh => serde_json::from_str(&text).ok(),
         _ => None,
     };
-    Ok(Making { source, archive, architecture, inputs, storage, cached })
+    Ok(Making { source, archive, architecture, inputs, storage, why, size, cached })
 }
 
 /// Hash of everything the tree is made from, but for the day's state of the mirror.
@@ -139,12 +150,11 @@ fn plan(making: &Making, context: &Context) -> Result<Plan> {
     let name = &making.source.profile.name;
     let environment = &making.source.profile.environment;
     let volume = layout::environment_volume(name);
-    let tree = making.storage.name();
     let mut plan =
         Plan::new(format!("bootstrap {name} ({} {})", making.archive.suite, making.architecture));
     plan.commands(
-        format!("make volume {volume} ({tree})"),
-        making.storage.describe_create(&volume),
+        format!("make volume {volume}: {}, {}", making.storage.name(), making.why),
+        making.storage.describe_create(&volume, making.size)?,
     );
     if making.cached.is_some() {
         plan.step("unpack the tree from the cache (--fresh makes it anew)");
@@ -183,7 +193,7 @@ fn names(archive: &Archive) -> Vec<String> {
 
 fn make(
     making: &Making,
-    replaces: bool,
+    known: Option<&EnvironmentRecord>,
     node: &Node,
     context: &Context,
     transaction: &mut Transaction,
@@ -193,7 +203,7 @@ fn make(
     let stage = layout::stage_volume(transaction.id());
     let staged = Object::Volume { storage: storage.name().to_owned(), name: stage.clone() };
     transaction.intend(staged.clone())?;
-    storage.create(&stage, &transaction.mark())?;
+    storage.create(&stage, making.size, &transaction.mark())?;
     let tree = storage.open(&stage, Access::ReadWrite)?;
     let cache = node.layout().bootstrap_cache();
     let saved = cache.join(format!("{}.tar", making.inputs));
@@ -205,29 +215,31 @@ fn make(
         Some(cached) if restored => Cached { releases: cached.releases.clone(), ..*cached },
         _ => build(making, tree.path(), node, context, transaction)?,
     };
+    tree.close()?;
     storage.seal(&stage, Access::ReadOnly)?;
-    drop(tree);
 
     let volume = layout::environment_volume(name);
     let chroot = layout::environment_chroot(name);
-    if replaces {
+    if let Some(known) = known {
         context.ui.step("replacing the environment made before");
         node.forget_environment(name)?;
-        transaction
-            .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
-        storage.remove(&volume)?;
-    } else {
-        transaction
-            .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
+        // Not always on the storage the new one is on.
+        let before = Object::Volume { storage: known.storage.clone(), name: known.volume.clone() };
+        transaction.intend(before.clone())?;
+        undo::remove(&before, node)?;
     }
+    transaction
+        .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
     storage.rename(&stage, &volume)?;
     transaction.release(&staged)?;
     transaction.intend(Object::Chroot { name: chroot.clone() })?;
     schroot::register(&schroot::Definition {
         name: chroot,
         description: format!("farmctl environment {name}: Debian {}", making.archive.suite),
-        stanza: storage.stanza(&volume),
+        stanza: storage
+            .stanza(&volume, Copies { size: making.source.profile.storage.snapshot_size })?,
         fstab: schroot::source_fstab(),
+        grants: making.source.profile.schroot.clone(),
         source_clone: true,
         node: transaction.mark().node,
         transaction: transaction.id().to_owned(),

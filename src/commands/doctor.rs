@@ -39,7 +39,8 @@ struct Finding {
 /// When not root, or the node's files are damaged.
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let node = context.node()?;
-    let storage = storage::named(&node.settings().storage, node.layout())?;
+    let choice = storage::choose(None, &node.site())?;
+    let storage = &choice.storage;
     let mut findings = vec![
         tools("bootstrap and bake", debian::TOOLS.iter().chain(&chroot::TOOLS)),
         tools("sessions", schroot::TOOLS.iter().chain(&account::TOOLS)),
@@ -48,7 +49,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         keyring(),
     ];
     findings.push(match storage.check() {
-        Ok(()) => good("storage", format!("{} works", storage.name())),
+        Ok(()) => good("storage", choice.to_string()),
         Err(error) => bad("storage", format!("{error:#}")),
     });
     let usage = storage.usage()?;

@@ -120,21 +120,39 @@ fn orphans(node: &Node) -> Result<Vec<Object>> {
     let mut found = Vec::new();
     for session in schroot::sessions()? {
         if session.starts_with("fs-") && schroot::is_of_node(&session, id)? {
-            found.push(Object::Session { name: session });
+            found.push(Object::Session { storage: "directory".to_owned(), name: session });
         }
     }
     for chroot in schroot::registered()?.into_iter().filter(|chroot| chroot.node == id) {
         found.push(Object::Chroot { name: chroot.name });
     }
-    let storage = storage::named(&node.settings().storage, node.layout())?;
-    for volume in storage.list()?.into_iter().filter(|volume| volume.mark.node == id) {
-        found.push(Object::Volume { storage: storage.name().to_owned(), name: volume.name });
+    // Every backend, not only the one that is set now.
+    for storage in storage::all(&node.site())? {
+        let name = || storage.name().to_owned();
+        for volume in storage.list()?.into_iter().filter(|volume| volume.mark.node == id) {
+            found.push(Object::Volume { storage: name(), name: volume.name });
+        }
+        // A copy whose session schroot has forgotten.
+        for copy in storage.copies()? {
+            found.retain(
+                |object| !matches!(object, Object::Session { name, .. } if *name == copy.session),
+            );
+            found.push(Object::Session { storage: name(), name: copy.session });
+        }
     }
     for work in file::names_in(&node.layout().works())? {
         found.push(Object::Path { path: node.layout().work(&work) });
     }
-    found.retain(|object| !known.contains(object));
+    found.retain(|object| !known.iter().any(|known| is_same(known, object)));
     Ok(found)
+}
+
+/// A session is told by its name: what schroot knows of it does not say its storage.
+fn is_same(one: &Object, other: &Object) -> bool {
+    match (one, other) {
+        (Object::Session { name: one, .. }, Object::Session { name: other, .. }) => one == other,
+        _ => one == other,
+    }
 }
 
 fn known(node: &Node) -> Result<Vec<Object>> {
@@ -148,7 +166,7 @@ fn known(node: &Node) -> Result<Vec<Object>> {
             known
                 .push(Object::Chroot { name: layout::release_chroot(&app.name, &release.version) });
         }
-        known.extend(app.session.map(|session| Object::Session { name: session.name }));
+        known.extend(Object::session_of(&app));
     }
     for environment in node.environments()? {
         known.push(Object::Volume { storage: environment.storage, name: environment.volume });

@@ -12,6 +12,7 @@ use crate::file;
 use crate::front;
 use crate::layout;
 use crate::manifest::Manifest;
+use crate::mount;
 use crate::node::{self, Node, Object, Transaction};
 use crate::plan::Plan;
 use crate::release::{App, Release};
@@ -19,7 +20,9 @@ use crate::run;
 use crate::schroot;
 use crate::secret;
 use crate::session;
-use crate::storage::{self, Access, Storage};
+use crate::settings::Settings;
+use crate::size::Size;
+use crate::storage::{self, Access, Choice, Copies, Storage};
 use crate::tarball::Archive;
 use crate::ui;
 use crate::undo;
@@ -27,6 +30,8 @@ use crate::undo;
 /// Room an install wants beyond the files themselves, in bytes: directories, the state,
 /// and sessions that write a little.
 const SPARE: u64 = 64 << 20;
+/// Room a volume of its own has beyond that, in bytes: the file system's log and tables.
+const VOLUME_SPARE: u64 = 256 << 20;
 
 /// Install a node tarball as a release
 #[derive(Debug, clap::Args)]
@@ -34,8 +39,8 @@ const SPARE: u64 = 64 << 20;
 pub struct Args {
     /// The node tarball
     file: PathBuf,
-    /// Storage backend for the release's volume: auto, directory
-    #[arg(long, value_name = "BACKEND")]
+    /// Storage backend for the release's volume: auto, lvm-thin, lvm, btrfs, directory
+    #[arg(long, value_name = "BACKEND", value_parser = super::parse_backend)]
     storage: Option<String>,
     /// Show what would be done and stop
     #[arg(long)]
@@ -48,6 +53,7 @@ pub struct Args {
 /// When the tarball is damaged or does not fit this node; nothing of it is left then.
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let node = context.node()?;
+    let node = if args.dry_run { node } else { node.settled()? };
     let mut tools = schroot::TOOLS.to_vec();
     tools.extend(account::TOOLS);
     run::require(&tools)?;
@@ -70,17 +76,19 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             ),
         );
     }
-    let storage =
-        storage::named(args.storage.as_deref().unwrap_or(&node.settings().storage), node.layout())?;
+    let Choice { storage, why } = storage::choose(args.storage.as_deref(), &node.site())?;
+    run::require(&storage.tools())?;
     storage.check()?;
     check_fit(&manifest, storage.as_ref())?;
+    let size = size(&manifest, node.settings());
     schroot::check_free(&layout::release_chroot(&manifest.name, &manifest.version), node.id())?;
     if args.dry_run {
-        context.show_plan(&plan(&manifest, &archive, storage.as_ref(), &node)?);
+        context.show_plan(&plan(&manifest, &archive, (storage.as_ref(), &why), size, &node)?);
         return Ok(Exit::Done);
     }
+    mount::private_namespace()?;
     undo::attempt(&node, "install", &manifest.name, |transaction| {
-        install(&mut archive, known, storage.as_ref(), &node, context, transaction)
+        install(&mut archive, known, (storage.as_ref(), size), &node, context, transaction)
     })
     .with_context(|| format!("installing {what}"))?;
     let name = &manifest.name;
@@ -124,10 +132,19 @@ fn check_fit(manifest: &Manifest, storage: &dyn Storage) -> Result<()> {
     Ok(())
 }
 
+/// Size of the release's volume, where volumes have one: what the profile or the node's
+/// settings say, and at least what it holds with room for the file system itself.
+fn size(manifest: &Manifest, settings: &Settings) -> Size {
+    let asked = manifest.profile.storage.volume_size.unwrap_or(settings.volume_size);
+    let content = manifest.payload.content;
+    asked.max(Size::of_bytes(content + content / 4 + VOLUME_SPARE).whole_mib())
+}
+
 fn plan(
     manifest: &Manifest,
     archive: &Archive,
-    storage: &dyn Storage,
+    (storage, why): (&dyn Storage, &str),
+    size: Size,
     node: &Node,
 ) -> Result<Plan> {
     let (name, version) = (&manifest.name, &manifest.version);
@@ -139,8 +156,8 @@ fn plan(
         plan.commands(format!("make the account {}", layout::account(name)), commands);
     }
     plan.commands(
-        format!("make volume {volume} ({})", storage.name()),
-        storage.describe_create(&volume),
+        format!("make volume {volume}: {}, {why}", storage.name()),
+        storage.describe_create(&volume, size)?,
     );
     plan.step(format!(
         "unpack and verify {} in {} segments",
@@ -160,7 +177,7 @@ fn plan(
 fn install(
     archive: &mut Archive,
     known: Option<App>,
-    storage: &dyn Storage,
+    (storage, size): (&dyn Storage, Size),
     node: &Node,
     context: &Context,
     transaction: &mut Transaction,
@@ -175,7 +192,7 @@ fn install(
     let volume = layout::release_volume(name, version);
     transaction
         .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
-    storage.create(&volume, &transaction.mark())?;
+    storage.create(&volume, size, &transaction.mark())?;
     let tree = storage.open(&volume, Access::ReadWrite)?;
     ui.step(format!("unpacking {}", ui::size(manifest.payload.content)));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -186,16 +203,18 @@ fn install(
     });
     drop(meter);
     unpacked.hint(super::DAMAGED)?;
+    front::export_static(&manifest, tree.path(), node.layout(), transaction)?;
+    tree.close()?;
     storage.seal(&volume, Access::ReadOnly)?;
     keep_manifest(archive, node, transaction)?;
-    front::export_static(&manifest, tree.path(), node.layout(), transaction)?;
     let chroot = layout::release_chroot(name, version);
     transaction.intend(Object::Chroot { name: chroot.clone() })?;
     schroot::register(&schroot::Definition {
         name: chroot,
         description: format!("farmctl release {name} {version}"),
-        stanza: storage.stanza(&volume),
+        stanza: storage.stanza(&volume, Copies { size: manifest.profile.storage.snapshot_size })?,
         fstab: schroot::release_fstab(&session::binds(node.layout(), &manifest)),
+        grants: manifest.profile.schroot.clone(),
         source_clone: false,
         node: transaction.mark().node,
         transaction: transaction.id().to_owned(),

@@ -50,10 +50,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     };
     if args.dry_run {
         let mut plan = Plan::new(format!("lock {name}"));
-        let storage = storage::named(&environment.storage, node.layout())?;
+        let storage = storage::named(&environment.storage, &node.site())?;
         plan.commands(
             format!("fork volume {}", environment.volume),
-            storage.describe_fork(&environment.volume, "fv-stage-…"),
+            storage.describe_fork(&environment.volume, "fv-stage-…")?,
         );
         plan.step("resolve the requirements for its Python");
         plan.step(format!("write {}", source.directory.join(lockfile::FILE).display()));
@@ -93,7 +93,7 @@ fn resolve(
 ) -> Result<Option<Python>> {
     let (Some(python), Some(choice)) = (&source.profile.python, choice) else { return Ok(None) };
     let ui = &context.ui;
-    let storage = storage::named(&environment.storage, node.layout())?;
+    let storage = storage::named(&environment.storage, &node.site())?;
     ui.step(format!("forking volume {}", environment.volume));
     let mut stage = Stage::open(storage.as_ref(), environment, source, node.layout(), transaction)?;
     stage.install_build_packages(&stage::build_packages(&source.profile, Some(choice)))?;

@@ -63,6 +63,14 @@ fn check_name(name: &str) -> Result<()> {
     crate::profile::check_name(name)
 }
 
+/// What `--storage` takes.
+fn parse_backend(name: &str) -> Result<String, String> {
+    if name == "auto" || crate::storage::NAMES.contains(&name) {
+        return Ok(name.to_owned());
+    }
+    Err(format!("it is auto or one of {}", crate::storage::NAMES.join(", ")))
+}
+
 /// What to do about a tarball that is not whole.
 const DAMAGED: &str = "the file is damaged: copy it again, or bake it again";
 

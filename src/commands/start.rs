@@ -138,7 +138,7 @@ fn start(
     let ui = &context.ui;
     let name = layout::session(&app.name, transaction.id());
     ui.step(format!("beginning session {name}"));
-    let mount = session::open(node.layout(), app, manifest, &name, transaction)?;
+    let mount = session::open(node, app, manifest, &name, transaction)?;
     let session = Session { name, version: manifest.version.clone(), begun: node::now() };
     for job in serve::start_jobs(manifest) {
         ui.step(format!("running the job {}", job.name));

@@ -146,7 +146,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         processes,
         front,
         storage: backend.to_owned(),
-        free_bytes: storage::named(backend, node.layout())?.usage()?.free,
+        free_bytes: storage::named(backend, &node.site())?.usage()?.free,
         name: app.name,
     };
     if args.json {

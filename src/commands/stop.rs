@@ -42,17 +42,17 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     let _lock = node.lock(&args.name, "stop")?;
     let app = node.installed(&args.name)?;
-    let Some(session) = &app.session else {
+    if app.session.is_none() {
         context.ui.already(format!("{} is stopped already", app.name));
         return Ok(Exit::Done);
-    };
+    }
     let mut transaction = node.begin("stop", &app.name)?;
-    let objects = [
-        Object::Sockets { app: app.name.clone() },
-        Object::Session { name: session.name.clone() },
+    let mut objects = vec![Object::Sockets { app: app.name.clone() }];
+    objects.extend(Object::session_of(&app));
+    objects.extend([
         Object::Programs { app: app.name.clone() },
         Object::Front { app: app.name.clone() },
-    ];
+    ]);
     for object in objects {
         transaction.intend(object)?;
     }

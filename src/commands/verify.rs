@@ -8,6 +8,7 @@ use super::Context;
 use crate::error::{Exit, Mark as _};
 use crate::file;
 use crate::manifest::{FileIndex, Owner};
+use crate::mount;
 use crate::run;
 use crate::storage::{self, Access};
 use crate::tarball::{self, Archive, Difference};
@@ -76,8 +77,9 @@ fn verify_release(args: &Args, context: &Context) -> Result<Exit> {
         file::read_if_there(&path)?.with_context(|| format!("{} is missing", path.display()))?;
     let index: FileIndex =
         serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
+    mount::private_namespace()?;
     let tree =
-        storage::named(&release.storage, node.layout())?.open(&release.volume, Access::ReadOnly)?;
+        storage::named(&release.storage, &node.site())?.open(&release.volume, Access::ReadOnly)?;
     let meter = context.ui.meter("comparing");
     let differences =
         tarball::compare(tree.path(), &index, &manifest.capabilities, &|done, all| {
@@ -85,6 +87,7 @@ fn verify_release(args: &Args, context: &Context) -> Result<Exit> {
             run::check_interrupted()
         })?;
     drop(meter);
+    tree.close()?;
     if args.json {
         context.ui.json(&differences);
     } else {

@@ -478,7 +478,7 @@ path = "/srv/shop/static"
         "#);
         insta::assert_snapshot!(with("[environment]", "colour = \"red\"\n[environment]"), @r#"
         error: line 5, column 1: unknown key "colour"
-        hint: the keys there are schema, name, version, description, environment, build, python, copy, file, process, job, data, secret, front
+        hint: the keys there are schema, name, version, description, environment, storage, schroot, build, python, copy, file, process, job, data, secret, front
         "#);
         insta::assert_snapshot!(with("location", "locaton"), @r#"
         error: line 43, column 1: unknown key "locaton" in [[front.static]]

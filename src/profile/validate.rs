@@ -14,7 +14,7 @@ use super::name::{
 };
 use super::parse::{Place, Problem};
 use super::path::{beneath, directory, inside};
-use super::{Environment, Front, Job, Process, Profile, Python, Ready, Rendered, SCHEMA};
+use super::{Environment, Front, Grants, Job, Process, Profile, Python, Ready, Rendered, SCHEMA};
 use crate::template;
 
 pub(super) type Checked = Result<(), Problem>;
@@ -54,6 +54,7 @@ pub(super) fn check(profile: &Profile) -> Checked {
     one_line(&top.key("description"), &profile.description)?;
     check_environment(&top.key("environment"), &profile.environment)?;
 
+    check_schroot(&top.key("schroot"), &profile.schroot)?;
     let build = top.key("build");
     packages(&build.key("packages"), &profile.build.packages)?;
     for (index, command) in profile.build.before.iter().enumerate() {
@@ -91,6 +92,25 @@ pub(super) fn check(profile: &Profile) -> Checked {
         Some(front) => check_front(&top.key("front"), front, profile),
         None => Ok(()),
     }
+}
+
+/// Names as useradd(8) takes them: they stand in a list in schroot's file.
+fn check_schroot(place: &Place, grants: &Grants) -> Checked {
+    for (key, users) in [
+        ("users", &grants.users),
+        ("root-users", &grants.root_users),
+        ("source-root-users", &grants.source_root_users),
+    ] {
+        for (index, user) in users.iter().enumerate() {
+            let letters = |letter| lower(letter) || digit(letter) || "-_".contains(letter);
+            let begins = begins(user, |letter| lower(letter) || letter == '_');
+            if !(begins && user.len() <= 32 && user.chars().all(letters)) {
+                let message = format!("{user:?} is not a user's name");
+                return Err(Problem::at(place.key(key).index(index), message));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_environment(place: &Place, environment: &Environment) -> Checked {

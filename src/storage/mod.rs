@@ -1,19 +1,30 @@
 //! Places that keep environment trees.
 //!
-//! Session copies are schroot's business: a backend only says, as a [`Stanza`] value,
-//! how schroot can make one.
+//! Session copies are schroot's business: a backend says, as a [`Stanza`] value, how
+//! schroot makes one. schroot is not trusted with them, though: what it is about to make
+//! is looked at first ([`Storage::check_copy`]), and what it leaves is removed here
+//! ([`Storage::remove_copy`]).
 
+mod btrfs;
+mod choice;
 mod directory;
+mod lvm;
+mod shelf;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::error::refuse;
-use crate::layout::Layout;
+use crate::mount::Mount;
+use crate::run::Tool;
+use crate::settings::Site;
+use crate::size::Size;
 
-pub use directory::remove_tree;
+pub use choice::{Choice, choose};
+pub use shelf::remove_tree;
 
 /// Whose a volume is, kept with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +43,10 @@ pub struct Volume {
     pub name: String,
     /// Whose it is.
     pub mark: Mark,
+    /// Bytes set aside for it; none where volumes share their place.
+    pub size: Option<u64>,
+    /// Whether it may be changed.
+    pub access: Access,
 }
 
 /// Whether a tree may be changed.
@@ -45,12 +60,14 @@ pub enum Access {
 }
 
 /// How full the place is, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Usage {
     /// All of it.
     pub total: u64,
-    /// What a new volume may take.
+    /// What new volumes and copies may take.
     pub free: u64,
+    /// How full the thin pool's metadata is, in percent; only a thin pool has some.
+    pub metadata_percent: Option<f64>,
 }
 
 /// What schroot needs to know to make session copies of a volume: the keys of its
@@ -58,18 +75,84 @@ pub struct Usage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stanza(pub Vec<(&'static str, String)>);
 
+/// How session copies of a volume are to be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copies {
+    /// Room set aside for what a session changes; none: as much as the whole volume, so
+    /// that it cannot run out. Only classic LVM snapshots have such a size.
+    pub size: Option<Size>,
+}
+
+/// A session's writable copy as its storage sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionCopy {
+    /// Name of the session.
+    pub session: String,
+    /// Volume it is a copy of.
+    pub origin: String,
+    /// Bytes that differ from the volume, about.
+    pub written: u64,
+    /// Bytes that can differ before it breaks; none where only the whole place can get full.
+    pub room: Option<u64>,
+    /// Whether it still holds what the session wrote.
+    pub whole: bool,
+}
+
+/// What [`Storage::grow_copy`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// Bytes of room before.
+    pub from: u64,
+    /// Bytes of room now.
+    pub to: u64,
+}
+
 /// A volume's tree, usable as long as the guard lives.
 #[derive(Debug)]
 #[must_use = "the tree is given back when this is dropped"]
 pub struct Tree {
     path: PathBuf,
+    mount: Option<Mount>,
 }
 
 impl Tree {
+    /// A tree that is where it is.
+    fn lying(path: PathBuf) -> Self {
+        Self { path, mount: None }
+    }
+
+    /// A tree mounted on a directory of its own, which goes with the mount.
+    fn mounted(path: PathBuf, mount: Mount) -> Self {
+        Self { path, mount: Some(mount) }
+    }
+
     /// Root of the tree.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Gives the tree back and says if that did not work: before the volume is sealed,
+    /// renamed or removed.
+    ///
+    /// # Errors
+    /// When something still uses it.
+    pub fn close(mut self) -> Result<()> {
+        self.mount.take().map_or(Ok(()), |mount| {
+            mount.close()?;
+            // Only a mount point; one that is left is empty, and removed with the volume.
+            drop(fs::remove_dir(&self.path));
+            Ok(())
+        })
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        if let Some(mount) = self.mount.take() {
+            drop(mount);
+            drop(fs::remove_dir(&self.path));
+        }
     }
 }
 
@@ -77,27 +160,31 @@ impl Tree {
 pub trait Storage: std::fmt::Debug {
     /// Name in settings, state and `--storage`.
     fn name(&self) -> &'static str;
+    /// Programs it needs on the host.
+    fn tools(&self) -> Vec<&'static Tool>;
     /// Whether the machine has what this backend needs.
     ///
     /// # Errors
     /// Saying what is missing.
     fn check(&self) -> Result<()>;
-    /// Makes an empty volume.
+    /// Makes an empty volume, of at least this size where volumes have one.
     ///
     /// # Errors
     /// When there is one of that name, or no room.
-    fn create(&self, name: &str, mark: &Mark) -> Result<()>;
+    fn create(&self, name: &str, size: Size, mark: &Mark) -> Result<()>;
     /// Makes a volume with the contents of another: copy-on-write where there is any.
     ///
     /// # Errors
     /// As [`Storage::create`].
     fn fork(&self, from: &str, to: &str, mark: &Mark) -> Result<()>;
-    /// Opens a volume's tree.
+    /// Opens a volume's tree. Where it has to be mounted for that, callers have a mount
+    /// namespace of their own ([`crate::mount::private_namespace`]), so that no mount is
+    /// left whatever becomes of them.
     ///
     /// # Errors
     /// When there is none, or it is sealed and `access` would change it.
     fn open(&self, name: &str, access: Access) -> Result<Tree>;
-    /// Says whether a volume may be changed from now on.
+    /// Says whether a volume may be changed from now on. Its tree must not be open.
     ///
     /// # Errors
     /// When there is none.
@@ -107,7 +194,7 @@ pub trait Storage: std::fmt::Debug {
     /// # Errors
     /// When that cannot be found out.
     fn usage(&self) -> Result<Usage>;
-    /// Gives a volume another name, in one act.
+    /// Gives a volume another name, in one act. Its tree must not be open.
     ///
     /// # Errors
     /// When there is none, or one of the new name.
@@ -115,7 +202,7 @@ pub trait Storage: std::fmt::Debug {
     /// Removes a volume if it is there, whole or half made.
     ///
     /// # Errors
-    /// When something is mounted beneath it, or it cannot be removed.
+    /// When something uses it, or it cannot be removed.
     fn remove(&self, name: &str) -> Result<()>;
     /// Our volumes.
     ///
@@ -123,23 +210,85 @@ pub trait Storage: std::fmt::Debug {
     /// When they cannot be listed.
     fn list(&self) -> Result<Vec<Volume>>;
     /// The commands that make a volume, for `--dry-run`.
-    fn describe_create(&self, name: &str) -> Vec<String>;
+    ///
+    /// # Errors
+    /// When the place cannot be looked at.
+    fn describe_create(&self, name: &str, size: Size) -> Result<Vec<String>>;
     /// The commands that fork a volume, for `--dry-run`.
-    fn describe_fork(&self, from: &str, to: &str) -> Vec<String>;
+    ///
+    /// # Errors
+    /// As [`Storage::describe_create`].
+    fn describe_fork(&self, from: &str, to: &str) -> Result<Vec<String>>;
     /// How schroot makes session copies of the volume.
-    fn stanza(&self, name: &str) -> Stanza;
+    ///
+    /// # Errors
+    /// When there is no such volume.
+    fn stanza(&self, name: &str, copies: Copies) -> Result<Stanza>;
+
+    /// Refuses a session that would meet something of its name, or whose copy does not
+    /// fit: schroot would do damage, or begin a session that breaks.
+    ///
+    /// # Errors
+    /// Exactly then.
+    fn check_copy(&self, session: &str, volume: &str, copies: Copies) -> Result<()>;
+    /// The writable copies of sessions. Overlays, which are schroot's alone, are not among
+    /// them.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    fn copies(&self) -> Result<Vec<SessionCopy>>;
+    /// Makes a session's copy available again, after a reboot.
+    ///
+    /// # Errors
+    /// When it is there and that is not possible.
+    fn activate_copy(&self, session: &str) -> Result<()>;
+    /// Gives a session's copy more room, if it is small and filling up; before it is
+    /// full, because afterwards it is lost.
+    ///
+    /// # Errors
+    /// When it is lost already, or there is no room.
+    fn grow_copy(&self, session: &str) -> Result<Option<Growth>>;
+    /// Removes a session's copy that schroot left behind, if there is one, and only if it
+    /// is ours and a copy.
+    ///
+    /// # Errors
+    /// When something uses it, or it cannot be removed.
+    fn remove_copy(&self, session: &str) -> Result<()>;
 }
 
-/// The backend of this name.
+/// Names of all backends, the best first.
+pub const NAMES: [&str; 4] = ["lvm-thin", "lvm", "btrfs", "directory"];
+
+/// The backend of this name, as `node.toml`, `--storage` and the state write it.
 ///
 /// # Errors
 /// When there is none.
-pub fn named(name: &str, layout: &Layout) -> Result<Box<dyn Storage>> {
+pub fn named(name: &str, site: &Site<'_>) -> Result<Box<dyn Storage>> {
     match name {
-        "auto" | "directory" => Ok(Box::new(directory::Directory::new(layout))),
+        "auto" => Ok(choose(None, site)?.storage),
+        "directory" => Ok(Box::new(directory::Directory::new(site.layout))),
+        "btrfs" => Ok(Box::new(btrfs::Btrfs::new(site.layout))),
+        "lvm" => Ok(Box::new(lvm::Lvm::new(lvm::Kind::Classic, site))),
+        "lvm-thin" => Ok(Box::new(lvm::Lvm::new(lvm::Kind::Thin, site))),
         other => refuse(
             format_args!("unknown storage \"{other}\""),
-            "storage is \"auto\" or \"directory\"",
+            format!("storage is \"auto\" or one of {}", NAMES.join(", ")),
         ),
     }
+}
+
+/// Every backend that can hold something of ours on this machine, whatever is set: what
+/// was made before a setting was changed is still there.
+///
+/// # Errors
+/// None but those of [`named`].
+pub fn all(site: &Site<'_>) -> Result<Vec<Box<dyn Storage>>> {
+    let mut found = Vec::new();
+    for name in NAMES {
+        let storage = named(name, site)?;
+        if storage.tools().iter().all(|tool| tool.path().is_some()) {
+            found.push(storage);
+        }
+    }
+    Ok(found)
 }

@@ -1,0 +1,141 @@
+//! `/etc/farmctl/node.toml`: how this machine keeps its volumes.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::layout::Layout;
+use crate::size::Size;
+
+/// The newest schema this farmctl reads.
+pub const SCHEMA: u32 = 1;
+
+/// What the administrator set, all of it optional.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Settings {
+    /// Version of the file's format; 1.
+    #[serde(default = "first_schema")]
+    pub schema: u32,
+    /// Storage backend for new volumes: `auto`, `lvm-thin`, `lvm`, `btrfs` or `directory`.
+    #[serde(default = "auto")]
+    pub storage: String,
+    /// LVM volume group new volumes go to; default: the one `farmctl storage init` made.
+    #[serde(default)]
+    pub volume_group: Option<String>,
+    /// Thin pool in that group; default: the one `farmctl storage init` made.
+    #[serde(default)]
+    pub thin_pool: Option<String>,
+    /// File system made on LVM volumes.
+    #[serde(default)]
+    pub file_system: FileSystem,
+    /// Size of LVM volumes, at least; a release that needs more gets more.
+    #[serde(default = "volume_size")]
+    pub volume_size: Size,
+}
+
+/// A file system LVM volumes are given.
+///
+/// Not btrfs: a snapshot of a device has its origin's file system id, and btrfs refuses to
+/// mount two devices of one id at a time (btrfs(5), "block-level copies"). Its own
+/// snapshots are the `btrfs` backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileSystem {
+    /// XFS.
+    #[default]
+    Xfs,
+    /// ext4.
+    Ext4,
+}
+
+impl FileSystem {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Xfs, Self::Ext4];
+
+    /// The name, to mount(8) as well.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Xfs => "xfs",
+            Self::Ext4 => "ext4",
+        }
+    }
+
+    /// What mount(8) must be told. A snapshot of an XFS has its origin's UUID, which XFS
+    /// mounts only once otherwise (xfs(5)).
+    #[must_use]
+    pub const fn mount_options(self) -> &'static str {
+        match self {
+            Self::Xfs => "nouuid",
+            Self::Ext4 => "",
+        }
+    }
+
+    /// The smallest volume it can be made on: mkfs.xfs refuses less than 300 MiB.
+    #[must_use]
+    pub const fn smallest(self) -> Size {
+        match self {
+            Self::Xfs => Size::of_mib(300),
+            Self::Ext4 => Size::of_mib(16),
+        }
+    }
+}
+
+impl fmt::Display for FileSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a storage backend must know of this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Site<'a> {
+    /// Paths.
+    pub layout: &'a Layout,
+    /// Settings.
+    pub settings: &'a Settings,
+    /// Id of the node; none before its first change, and then nothing can be its own.
+    pub node: Option<&'a str>,
+}
+
+fn first_schema() -> u32 {
+    SCHEMA
+}
+fn auto() -> String {
+    "auto".to_owned()
+}
+fn volume_size() -> Size {
+    Size::of_mib(4096)
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            schema: first_schema(),
+            storage: auto(),
+            volume_group: None,
+            thin_pool: None,
+            file_system: FileSystem::default(),
+            volume_size: volume_size(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_are_left_out_have_their_defaults() {
+        assert_eq!(toml::from_str::<Settings>(""), Ok(Settings::default()));
+        let written = "schema = 1\nstorage = \"lvm\"\nvolume-group = \"vg0\"\n\
+                       file-system = \"ext4\"\nvolume-size = \"1G\"\n";
+        let settings: Settings = toml::from_str(written).expect("every key is known");
+        assert_eq!(settings.volume_group.as_deref(), Some("vg0"));
+        assert_eq!(settings.file_system, FileSystem::Ext4);
+        assert_eq!(settings.volume_size, Size::of_mib(1024));
+        let error = toml::from_str::<Settings>("volume-size = \"4\"").expect_err("it has no unit");
+        assert!(error.message().contains("\"4\" is not a size"), "{error}");
+    }
+}
