@@ -8,6 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read as _;
+use std::ops::ControlFlow;
 use std::os::fd::AsFd as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -294,8 +295,26 @@ impl Invocation {
     /// # Errors
     /// As [`Self::run`].
     pub fn run_lines(&self, mut line: impl FnMut(&str)) -> Result<()> {
-        let outcome = self.make(&mut |text: &str| line(text))?;
+        let outcome = self.make(Keep::All, &mut |text| {
+            line(text);
+            ControlFlow::Continue(())
+        })?;
         self.expect_success(&outcome)
+    }
+
+    /// Runs a tool that goes on and on: passes on each line of its output as it comes,
+    /// keeping none, until `line` breaks, the tool ends, or the user interrupts.
+    ///
+    /// # Errors
+    /// As [`Self::run`], and on interruption.
+    pub fn stream(&self, line: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<()> {
+        let mut broke = false;
+        let outcome = self.make(Keep::Nothing, &mut |text| {
+            let flow = line(text);
+            broke = flow.is_break();
+            flow
+        })?;
+        if broke { Ok(()) } else { self.expect_success(&outcome) }
     }
 
     /// Runs the tool and answers its standard output.
@@ -303,7 +322,7 @@ impl Invocation {
     /// # Errors
     /// As [`Self::run`].
     pub fn output(&self) -> Result<String> {
-        let outcome = self.make(&mut |_| ())?;
+        let outcome = self.outcome()?;
         self.expect_success(&outcome)?;
         Ok(outcome.stdout)
     }
@@ -313,7 +332,7 @@ impl Invocation {
     /// # Errors
     /// When it cannot be started, and on interruption.
     pub fn outcome(&self) -> Result<Outcome> {
-        self.make(&mut |_| ())
+        self.make(Keep::All, &mut |_| ControlFlow::Continue(()))
     }
 
     /// Runs the tool on the user's terminal and answers its exit status.
@@ -384,7 +403,7 @@ impl Invocation {
         command.spawn().with_context(|| format!("starting {}", self.program.display()))
     }
 
-    fn make(&self, line: &mut dyn FnMut(&str)) -> Result<Outcome> {
+    fn make(&self, keep: Keep, line: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Outcome> {
         let mut child = self.spawn()?;
         let group = Pid::from_raw(i32::try_from(child.id()).expect("a pid fits pid_t"));
         let writer = match (&self.input, child.stdin.take()) {
@@ -397,28 +416,40 @@ impl Invocation {
             }
             _ => None,
         };
-        let collected = collect(&mut child, line);
-        if collected.is_err() {
+        let collected = collect(&mut child, keep, line);
+        if !matches!(collected, Ok((_, ControlFlow::Continue(())))) {
             end_group(&mut child, group);
         }
         let status = child.wait().with_context(|| format!("waiting for {}", self.name));
         if let Some(writer) = writer {
             drop(writer.join());
         }
-        let (stdout, stderr) = collected.with_context(|| format!("running {}", self.name))?;
+        let ([stdout, stderr], _) = collected.with_context(|| format!("running {}", self.name))?;
         Ok(Outcome { status: status?, stdout, stderr })
     }
 }
 
-/// Reads both outputs to their ends, passing on whole lines.
-fn collect(child: &mut Child, line: &mut dyn FnMut(&str)) -> Result<(String, String)> {
+/// What is kept of a tool's output after it was passed on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    All,
+    Nothing,
+}
+
+/// Reads both outputs to their ends, or until `line` breaks, passing on whole lines.
+fn collect(
+    child: &mut Child,
+    keep: Keep,
+    line: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<([String; 2], ControlFlow<()>)> {
     let mut out = child.stdout.take().context("taking the standard output")?;
     let mut err = child.stderr.take().context("taking the standard error")?;
     let mut buffers = [Vec::new(), Vec::new()];
     let mut passed = [0usize; 2];
     let mut open = [true, true];
     let mut chunk = vec![0u8; 64 << 10];
-    while open[0] || open[1] {
+    let mut flow = ControlFlow::Continue(());
+    while flow.is_continue() && (open[0] || open[1]) {
         check_interrupted()?;
         let ready = {
             let interest = |open: bool| if open { PollFlags::POLLIN } else { PollFlags::empty() };
@@ -448,13 +479,19 @@ fn collect(child: &mut Child, line: &mut dyn FnMut(&str)) -> Result<(String, Str
             while let Some(end) = buffer[passed[stream]..].iter().position(|byte| *byte == b'\n') {
                 let text = String::from_utf8_lossy(&buffer[passed[stream]..passed[stream] + end]);
                 tracing::debug!("| {text}");
-                line(&text);
+                flow = line(&text);
                 passed[stream] += end + 1;
+                if flow.is_break() {
+                    break;
+                }
+            }
+            if keep == Keep::Nothing {
+                buffers[stream].drain(..passed[stream]);
+                passed[stream] = 0;
             }
         }
     }
-    let [out, err] = buffers.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    Ok((out, err))
+    Ok((buffers.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()), flow))
 }
 
 /// Ends a tool and what it started in its group: SIGTERM, then SIGKILL.
@@ -519,6 +556,18 @@ mod tests {
             .run()
             .expect_err("the script exits 3");
         assert_eq!(error.to_string(), "sh: exit status 3\n  | two");
+    }
+
+    #[test]
+    fn a_stream_ends_when_its_reader_has_enough() {
+        let mut seen = Vec::new();
+        let endless = Invocation::of(&SH).args(["-c", "while :; do echo more; done"]);
+        let ended = endless.stream(&mut |line| {
+            seen.push(line.to_owned());
+            if seen.len() < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        ended.expect("who has enough has no error");
+        assert_eq!(seen, ["more"; 3]);
     }
 
     #[test]
