@@ -353,6 +353,15 @@ impl Node {
         }
     }
 
+    /// Whether `tend` is at work on it.
+    ///
+    /// # Errors
+    /// When the lock cannot be read.
+    pub fn is_tended(&self, subject: &str) -> Result<bool> {
+        let holder = file::read_if_there(&self.layout.lock(subject))?.unwrap_or_default();
+        Ok(holder.ends_with(" tend"))
+    }
+
     /// Opens a transaction.
     ///
     /// # Errors

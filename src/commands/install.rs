@@ -61,7 +61,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let manifest = archive.manifest().clone();
     let what = format!("{} {}", manifest.name, manifest.version);
     super::check_name(&manifest.name)?;
-    let _lock = if args.dry_run { None } else { Some(node.lock(&manifest.name, "install")?) };
+    let _lock =
+        if args.dry_run { None } else { Some(super::lock(&node, &manifest.name, "install")?) };
     let known = node.app(&manifest.name)?;
     if let Some(release) = known.as_ref().and_then(|app| app.release(&manifest.version)) {
         if release.identity == archive.identity() {

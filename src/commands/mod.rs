@@ -1,16 +1,18 @@
 //! One file per verb; each reads like a recipe.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::error::{Mark as _, refuse};
 use crate::layout::Layout;
 use crate::manifest::Manifest;
-use crate::node::Node;
+use crate::node::{Lock, Node};
 use crate::plan::Plan;
 use crate::profile::Process;
 use crate::release::{App, Session};
+use crate::run;
 use crate::tarball::Archive;
 use crate::ui::Ui;
 
@@ -33,6 +35,9 @@ pub mod stop;
 pub mod tend;
 pub mod verify;
 
+/// How long `tend` may take to bring an application back.
+const TENDING: Duration = Duration::from_secs(60);
+
 /// What every verb is given.
 #[derive(Debug)]
 pub struct Context {
@@ -48,7 +53,7 @@ impl Context {
     /// # Errors
     /// When not root, or the node's files are damaged.
     pub fn node(&self) -> Result<Node> {
-        crate::run::require_root()?;
+        run::require_root()?;
         Node::open(self.layout.clone())
     }
 
@@ -56,6 +61,16 @@ impl Context {
     pub fn show_plan(&self, plan: &Plan) {
         self.ui.answer(plan.to_string());
     }
+}
+
+/// Locks an application against other farmctls. `tend`, which looks by itself every now
+/// and then, is waited for.
+fn lock(node: &Node, app: &str, verb: &str) -> Result<Lock> {
+    let lock = run::poll_until(TENDING, || match node.lock(app, verb) {
+        Err(_) if node.is_tended(app)? => Ok(None),
+        lock => lock.map(Some),
+    })?;
+    lock.map_or_else(|| node.lock(app, verb), Ok)
 }
 
 /// Refuses a name that cannot be one before it becomes part of a path.

@@ -51,7 +51,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.show_plan(&plan);
         return Ok(Exit::Done);
     }
-    let _lock = node.lock(&args.name, "reload")?;
+    let _lock = super::lock(&node, &args.name, "reload")?;
     let supervisor = supervise::detect(node.layout());
     let mut done = Vec::new();
     for process in processes {

@@ -42,7 +42,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     super::check_name(&args.name)?;
     let node = context.node()?;
     let subject = if args.environment { format!("env-{}", args.name) } else { args.name.clone() };
-    let _lock = if args.dry_run { None } else { Some(node.lock(&subject, "remove")?) };
+    let _lock = if args.dry_run { None } else { Some(super::lock(&node, &subject, "remove")?) };
     if args.environment {
         return remove_environment(args, &node, context);
     }

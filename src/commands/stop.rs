@@ -40,7 +40,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.show_plan(&plan);
         return Ok(Exit::Done);
     }
-    let _lock = node.lock(&args.name, "stop")?;
+    let _lock = super::lock(&node, &args.name, "stop")?;
     let app = node.installed(&args.name)?;
     if app.session.is_none() {
         context.ui.already(format!("{} is stopped already", app.name));
