@@ -160,9 +160,13 @@ fn parse_mountinfo(table: &str) -> Vec<PathBuf> {
         .collect()
 }
 
-fn unescape(field: &str) -> String {
+/// A field of mountinfo or fstab(5) as it was before its octal escapes.
+#[must_use]
+pub fn unescape(field: &str) -> String {
     let mut text = field.to_owned();
-    for (escape, plain) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
+    let escapes =
+        [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\043", "#"), ("\\134", "\\")];
+    for (escape, plain) in escapes {
         text = text.replace(escape, plain);
     }
     text

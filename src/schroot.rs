@@ -132,6 +132,15 @@ pub fn source_fstab() -> String {
     FSTAB.to_owned()
 }
 
+/// Mount points of an [`release_fstab`], as the application sees them.
+#[must_use]
+pub fn parse_fstab(text: &str) -> Vec<PathBuf> {
+    text.lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(|field| PathBuf::from(mount::unescape(field)))
+        .collect()
+}
+
 /// A path as a field of fstab(5).
 fn escape(path: &Path) -> String {
     let text = path.to_string_lossy();
@@ -523,6 +532,23 @@ fn protect(session: &str, mount: &Path) -> Result<()> {
     if writable.exists() {
         fs::set_permissions(&writable, fs::Permissions::from_mode(0o700))
             .with_context(|| format!("closing {}", writable.display()))?;
+    }
+    Ok(())
+}
+
+/// Unmounts all of a session that is begun, so that [`recover`] starts with nothing: its
+/// writable layer stays. What still runs in it is ended.
+///
+/// # Errors
+/// When something still uses it.
+pub fn dismount(session: &str) -> Result<()> {
+    let place = Place::mounted(&mount_of(session));
+    place::end(|| place.rooted(), GRACE)?;
+    for root in [mount_of(session), layers(session)[1].clone()] {
+        for point in mount::mounts_beneath(&root)?.iter().rev() {
+            mount::unmount(point)
+                .hint_with(|| format!("end what works in {}", mount_of(session).display()))?;
+        }
     }
     Ok(())
 }

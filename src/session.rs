@@ -205,8 +205,8 @@ pub fn open(
     Ok(mount)
 }
 
-/// Brings a session back that schroot knows but that is not mounted, as after a reboot:
-/// with its own file system and everything that was on tmpfs.
+/// Brings a session back that has a [`flaw`], as after a reboot: with its own file system
+/// and everything that was on tmpfs. What still runs in it is ended.
 ///
 /// # Errors
 /// When it cannot be mounted or something is missing on the node.
@@ -216,6 +216,7 @@ pub fn recover(node: &Node, app: &App, manifest: &Manifest, session: &Session) -
     let secrets = secrets(layout, manifest)?;
     make_data_directories(layout, app, manifest)?;
     make_sockets(layout, app)?;
+    schroot::dismount(&session.name)?;
     let release = release_of(app, &session.version)?;
     // schroot mounts what is there and says nothing about what is not.
     storage::named(&release.storage, &node.site())?.activate_copy(&session.name)?;
@@ -227,6 +228,46 @@ pub fn recover(node: &Node, app: &App, manifest: &Manifest, session: &Session) -
 
 fn release_of<'a>(app: &'a App, version: &str) -> Result<&'a Release> {
     app.release(version).with_context(|| format!("{} has no release {version}", app.name))
+}
+
+/// What is mounted in a session of the release: the session itself, and what its
+/// fstab(5) names.
+#[must_use]
+pub fn mount_points(layout: &Layout, manifest: &Manifest, session: &str) -> Vec<PathBuf> {
+    let root = schroot::mount_of(session);
+    let inside = schroot::parse_fstab(&schroot::release_fstab(&binds(layout, manifest)));
+    let beneath = |path: PathBuf| root.join(path.strip_prefix("/").unwrap_or(&path));
+    let mut points: Vec<PathBuf> = inside.into_iter().map(beneath).collect();
+    points.insert(0, root);
+    points
+}
+
+/// What is not as [`open`] and [`recover`] leave a session, if something is. Somebody
+/// else may have recovered it: at boot schroot's own service does, before there is
+/// anything to bind, and run by hand it mounts over what a live session has mounted.
+///
+/// # Errors
+/// When the mount table or the session cannot be read.
+pub fn flaw(layout: &Layout, manifest: &Manifest, session: &Session) -> Result<Option<String>> {
+    if !schroot::is_live(&session.name)? {
+        return Ok(Some("it is not mounted".to_owned()));
+    }
+    let mounted = mount::mount_points()?;
+    let sockets = layout.sockets(&manifest.name);
+    let wanted = mount_points(layout, manifest, &session.name);
+    for point in wanted.iter().chain([&sockets]) {
+        match mounted.iter().filter(|other| *other == point).count() {
+            1 => {}
+            0 => return Ok(Some(format!("nothing is mounted on {}", point.display()))),
+            count => return Ok(Some(format!("{} is mounted {count} times", point.display()))),
+        }
+    }
+    let env = Path::new(PROJECT_RUN).join("env");
+    let text = Inside::open(&schroot::mount_of(&session.name))?.read(&env)?;
+    if text != Some(render_env(manifest, &session.name)) {
+        return Ok(Some(format!("{} is not as farmctl wrote it", env.display())));
+    }
+    Ok(None)
 }
 
 /// Whether a path exists in a session, as the application sees it.
@@ -390,14 +431,15 @@ fn write_runtime(
     let shared = Owner { uid: 0, gid: account.gid };
     let place = Path::new(PROJECT_RUN);
     inside.make_directory(place, 0o1775, shared)?;
-    let text = render_env(manifest, session);
-    inside.publish(&place.join("env"), text.as_bytes(), 0o644, Owner::ROOT)?;
-    let place = place.join("secrets");
-    inside.make_directory(&place, 0o550, shared)?;
+    let secret_place = place.join("secrets");
+    inside.make_directory(&secret_place, 0o550, shared)?;
     let owner = Owner { uid: account.uid, gid: account.gid };
     for (name, value) in secrets {
-        inside.publish(&place.join(name), value.as_bytes(), 0o400, owner)?;
+        inside.publish(&secret_place.join(name), value.as_bytes(), 0o400, owner)?;
     }
+    // The last of all: where it is right, the rest is.
+    let text = render_env(manifest, session);
+    inside.publish(&place.join("env"), text.as_bytes(), 0o644, Owner::ROOT)?;
     Ok(())
 }
 
