@@ -31,6 +31,18 @@ pub fn publish(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
     write().with_context(|| format!("writing {}", path.display()))
 }
 
+/// Like [`publish`], unless that is what is there; answers whether it was not.
+///
+/// # Errors
+/// As [`publish`], and when what is there cannot be read.
+pub fn publish_if_new(path: &Path, text: &str, mode: u32) -> Result<bool> {
+    if read_if_there(path)?.as_deref() == Some(text) {
+        return Ok(false);
+    }
+    publish(path, text.as_bytes(), mode)?;
+    Ok(true)
+}
+
 /// Makes a symbolic link at `path`, or moves the one there, by one rename(2).
 ///
 /// # Errors

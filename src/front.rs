@@ -24,6 +24,7 @@ use crate::place;
 use crate::process;
 use crate::profile::{Front, StaticFiles};
 use crate::run::{Invocation, Outcome, Shield, Tool, poll_until};
+use crate::supervise::systemd_is_init;
 use crate::template::key;
 
 const NGINX: Tool = Tool { name: "nginx", package: "nginx" };
@@ -451,7 +452,8 @@ fn workers(master: u32) -> Result<Vec<u32>> {
 }
 
 fn starting() -> Invocation {
-    if Path::new("/run/systemd/system").exists() {
+    // A child of ours would be in the scope of somebody's login, and end with it.
+    if systemd_is_init() {
         Invocation::of(&SYSTEMCTL).args(["start", "nginx"])
     } else {
         Invocation::of(&SERVICE).args(["nginx", "start"])

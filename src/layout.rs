@@ -246,6 +246,10 @@ pub const PROJECT_RUN: &str = "/run/project";
 /// The start script inside an environment.
 pub const START_SCRIPT: &str = "/usr/local/bin/project";
 
+/// There while systemd is PID 1: `sd_booted(3)`.
+pub const SYSTEMD_BOOTED: &str = "/run/systemd/system";
+/// Units of the administrator, and ours: they outlive a reboot.
+pub const SYSTEMD_UNITS: &str = "/etc/systemd/system";
 /// schroot's directory of chroot definitions.
 pub const SCHROOT_CHROOTS: &str = "/etc/schroot/chroot.d";
 /// farmctl's schroot profile directory.

@@ -58,6 +58,8 @@ pub struct Follower {
     path: PathBuf,
     inode: u64,
     offset: u64,
+    /// The line that is being written.
+    begun: Vec<u8>,
 }
 
 impl Follower {
@@ -67,14 +69,15 @@ impl Follower {
     /// When it cannot be looked at.
     pub fn at_end(path: &Path) -> Result<Self> {
         let inode = std::fs::metadata(path).map_or(0, |metadata| metadata.ino());
-        Ok(Self { path: path.to_owned(), inode, offset: size(path)? })
+        Ok(Self { path: path.to_owned(), inode, offset: size(path)?, begun: Vec::new() })
     }
 
-    /// What was written since the last call, after a rotation from the new file's start.
+    /// Lines that were finished since the last call, after a rotation from the new file's
+    /// start.
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn read(&mut self) -> Result<Vec<u8>> {
+    pub fn lines(&mut self) -> Result<Vec<String>> {
         let Ok(mut file) = File::open(&self.path) else { return Ok(Vec::new()) };
         let metadata =
             file.metadata().with_context(|| format!("looking at {}", self.path.display()))?;
@@ -87,7 +90,10 @@ impl Follower {
             .and_then(|_| file.read_to_end(&mut bytes))
             .with_context(|| format!("reading {}", self.path.display()))?;
         self.offset += bytes.len() as u64;
-        Ok(bytes)
+        self.begun.append(&mut bytes);
+        let end = self.begun.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let whole: Vec<u8> = self.begun.drain(..end).collect();
+        Ok(String::from_utf8_lossy(&whole).lines().map(str::to_owned).collect())
     }
 }
 
@@ -103,11 +109,13 @@ mod tests {
         std::fs::write(&path, "old\n").expect("it is writable");
         let mut follower = Follower::at_end(&path).expect("it is there");
         let mut log = File::options().append(true).open(&path).expect("it is there");
-        log.write_all(b"one\n").expect("it is writable");
-        assert_eq!(follower.read().expect("it is readable"), b"one\n");
+        log.write_all(b"one\nand a ha").expect("it is writable");
+        assert_eq!(follower.lines().expect("it is readable"), ["one"]);
+        log.write_all(b"lf\n").expect("it is writable");
+        assert_eq!(follower.lines().expect("it is readable"), ["and a half"]);
         std::fs::rename(&path, root.path().join("web.log.1")).expect("same directory");
         std::fs::write(&path, "two\n").expect("it is writable");
-        assert_eq!(follower.read().expect("it is readable"), b"two\n");
+        assert_eq!(follower.lines().expect("it is readable"), ["two"]);
         assert_eq!(last_lines(&path, 1).expect("it is readable"), ["two"]);
     }
 }

@@ -9,7 +9,6 @@ use anyhow::{Context as _, Result, bail};
 use crate::error::Mark as _;
 use crate::front::{self, Published};
 use crate::layout::START_SCRIPT;
-use crate::log;
 use crate::manifest::Manifest;
 use crate::node::Node;
 use crate::probe;
@@ -19,7 +18,7 @@ use crate::release::{App, Session};
 use crate::run::{Invocation, check_interrupted, poll_until};
 use crate::schroot;
 use crate::session;
-use crate::supervise::{Program, State, Supervise};
+use crate::supervise::{Position, Program, State, Supervise};
 
 /// How long a process without a readiness check must stay up to count as started.
 const SETTLING: Duration = Duration::from_secs(1);
@@ -72,28 +71,30 @@ pub fn start_processes(
     node: &Node,
     supervisor: &dyn Supervise,
 ) -> Result<()> {
-    let mut offsets = Vec::new();
+    let mut before = Vec::new();
     let mut programs = Vec::new();
     for process in &manifest.profile.processes {
-        let log = node.layout().process_log(&app.name, &process.name);
-        offsets.push(log::size(&log)?);
+        before.push(supervisor.position(&app.name, &process.name)?);
         programs.push(Program {
             process: process.name.clone(),
+            release: manifest.version.clone(),
+            session: session.name.clone(),
             mount: mount.to_owned(),
+            mounts: session::mount_points(node.layout(), manifest, &session.name),
             uid: app.uid,
             gid: crate::account::gid(&app.name)?,
             stop: process.stop.clone(),
-            log,
+            reload: process.reload.clone(),
         });
     }
     supervisor.start(&app.name, &programs)?;
-    for (process, offset) in manifest.profile.processes.iter().zip(offsets) {
-        wait_until_ready(app, session, process, offset, node, supervisor)?;
+    for (process, before) in manifest.profile.processes.iter().zip(before) {
+        wait_until_ready(app, session, process, &before, node, supervisor)?;
     }
     Ok(())
 }
 
-/// Waits until a process serves; `offset` is where its log stood before it was started.
+/// Waits until a process serves; `before` is where its output stood before it was started.
 ///
 /// # Errors
 /// When it ends, is not ready in time, or the user interrupts.
@@ -101,7 +102,7 @@ pub fn wait_until_ready(
     app: &App,
     session: &Session,
     process: &Process,
-    offset: u64,
+    before: &Position,
     node: &Node,
     supervisor: &dyn Supervise,
 ) -> Result<()> {
@@ -141,8 +142,7 @@ pub fn wait_until_ready(
         None if process.ready.is_none() && !failed(&state()?) => return Ok(()),
         None => format!("it is not ready after {} s: {last_answer}", within.as_secs()),
     };
-    let log = node.layout().process_log(&app.name, &process.name);
-    let mut lines = log::lines_since(&log, offset)?;
+    let mut lines = supervisor.lines_since(&app.name, &process.name, before)?;
     lines.drain(..lines.len().saturating_sub(LAST_LINES));
     let last: String = lines.iter().map(|line| format!("\n  | {line}")).collect();
     let failure: Result<()> = Err(anyhow::anyhow!("{reason}{last}"));
@@ -181,8 +181,8 @@ pub fn troubles(
     supervisor: &dyn Supervise,
 ) -> Result<Vec<String>> {
     let mut troubles = Vec::new();
-    if !schroot::is_live(&session.name)? {
-        troubles.push(format!("session {} is not mounted", session.name));
+    if let Some(flaw) = session::flaw(node.layout(), manifest, session)? {
+        troubles.push(format!("session {}: {flaw}", session.name));
     }
     let states = supervisor.states(&app.name)?;
     for process in &manifest.profile.processes {
@@ -210,12 +210,14 @@ pub fn restore(
     say: &dyn Fn(&str),
 ) -> Result<bool> {
     let mut repaired = false;
-    let mount = if schroot::is_live(&session.name)? {
-        schroot::mount_of(&session.name)
-    } else {
-        say("recovering the session");
-        repaired = true;
-        session::recover(node, app, manifest, session)?
+    let mount = match session::flaw(node.layout(), manifest, session)? {
+        None => schroot::mount_of(&session.name),
+        Some(flaw) => {
+            say(&format!("recovering the session: {flaw}"));
+            repaired = true;
+            supervisor.halt(&app.name)?;
+            session::recover(node, app, manifest, session)?
+        }
     };
     let states = supervisor.states(&app.name)?;
     let runs = |process: &Process| {
@@ -224,7 +226,6 @@ pub fn restore(
     if !manifest.profile.processes.iter().all(runs) {
         say("starting the processes");
         repaired = true;
-        supervisor.stop(&app.name)?;
         start_processes(app, session, manifest, &mount, node, supervisor)?;
     }
     if manifest.profile.front.is_some() && !front::is_published(node.layout(), manifest)? {
@@ -277,7 +278,7 @@ pub fn reload(
             .run()
             .hint("the running code was left alone: correct the new one and reload again")?;
     }
-    let offset = log::size(&node.layout().process_log(&app.name, &process.name))?;
+    let position = supervisor.position(&app.name, &process.name)?;
     let pid = running(supervisor)?;
     let before = process::children(pid)?;
     let by = match &process.reload {
@@ -291,7 +292,7 @@ pub fn reload(
             signal.name().to_owned()
         }
     };
-    wait_until_ready(app, session, process, offset, node, supervisor)?;
+    wait_until_ready(app, session, process, &position, node, supervisor)?;
     let pid = running(supervisor)?;
     Ok(Reloaded { process: process.name.clone(), by, pid, before, after: process::children(pid)? })
 }

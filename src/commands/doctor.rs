@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::Context;
-use crate::error::Exit;
+use crate::error::{self, Exit};
 use crate::run::Tool;
 use crate::{account, chroot, debian, front, schroot, storage, supervise, ui};
 
@@ -41,10 +41,15 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let node = context.node()?;
     let choice = storage::choose(None, &node.site())?;
     let storage = &choice.storage;
+    let supervisor = supervise::detect(node.layout());
     let mut findings = vec![
         tools("bootstrap and bake", debian::TOOLS.iter().chain(&chroot::TOOLS)),
         tools("sessions", schroot::TOOLS.iter().chain(&account::TOOLS)),
-        tools("processes", supervise::TOOLS.iter()),
+        tools("processes", supervisor.tools().iter()),
+        match supervisor.check() {
+            Ok(()) => good("supervisor", supervisor.describe()),
+            Err(error) => bad("supervisor", explained(&supervisor.describe(), &error)),
+        },
         tools("front", front::TOOLS.iter()),
         keyring(),
     ];
@@ -85,6 +90,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.ui.answer(ui::table(&rows));
     }
     Ok(if sound { Exit::Done } else { Exit::NotRight })
+}
+
+/// What is wrong, and what to do about it, in one line.
+fn explained(what: &str, error: &anyhow::Error) -> String {
+    let hint = error::hint_of(error).map_or(String::new(), |hint| format!(": {hint}"));
+    format!("{what}; {error:#}{hint}")
 }
 
 fn good(what: &'static str, detail: String) -> Finding {

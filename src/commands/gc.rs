@@ -2,8 +2,9 @@
 //!
 //! The states it repairs: a transaction whose farmctl was killed (its record lists what
 //! it made or was about to make); a scratch directory without a record; a session,
-//! chroot or volume of ours that neither state nor a record names is an *orphan*,
-//! which is reported and only removed with `--orphans`.
+//! chroot or volume of ours, or processes known to the supervisor, that neither state
+//! nor a record names are *orphans*, which are reported and only removed with
+//! `--orphans`.
 
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -15,6 +16,7 @@ use crate::layout;
 use crate::node::{Node, Object};
 use crate::schroot;
 use crate::storage;
+use crate::supervise;
 use crate::undo;
 
 /// Remove what interrupted work left behind
@@ -26,7 +28,7 @@ pub struct Args {
     /// Only look, and exit 3 if there is something to remove
     #[arg(long, visible_alias = "dry-run")]
     check: bool,
-    /// Also remove whole volumes, chroots and sessions of ours that the state does not know
+    /// Also remove volumes, chroots, sessions and processes of ours unknown to the state
     #[arg(long)]
     orphans: bool,
     /// Print what was found as JSON
@@ -123,6 +125,9 @@ fn orphans(node: &Node) -> Result<Vec<Object>> {
             found.push(Object::Session { storage: "directory".to_owned(), name: session });
         }
     }
+    for app in supervise::detect(node.layout()).apps()? {
+        found.push(Object::Programs { app });
+    }
     for chroot in schroot::registered()?.into_iter().filter(|chroot| chroot.node == id) {
         found.push(Object::Chroot { name: chroot.name });
     }
@@ -166,7 +171,10 @@ fn known(node: &Node) -> Result<Vec<Object>> {
             known
                 .push(Object::Chroot { name: layout::release_chroot(&app.name, &release.version) });
         }
-        known.extend(Object::session_of(&app));
+        if let Some(session) = Object::session_of(&app) {
+            known.push(session);
+            known.push(Object::Programs { app: app.name });
+        }
     }
     for environment in node.environments()? {
         known.push(Object::Volume { storage: environment.storage, name: environment.volume });

@@ -1,16 +1,12 @@
 //! `farmctl logs`: what an application's processes print.
 
-use std::time::Duration;
+use std::ops::ControlFlow;
 
 use anyhow::Result;
 
 use super::Context;
 use crate::error::Exit;
-use crate::log::{self, Follower};
-use crate::run;
-
-/// How long `-f` pauses between two looks at the logs.
-const PAUSE: Duration = Duration::from_millis(200);
+use crate::supervise::{self, Until};
 
 /// Show what an application's processes print
 #[derive(Debug, clap::Args)]
@@ -41,32 +37,16 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let version = version.unwrap_or_default();
     let manifest = super::manifest_of(&node, &app, &version)?;
     let processes = super::chosen_processes(&manifest, args.process.as_deref())?;
-    let many = processes.len() > 1;
-    let mut followers = Vec::new();
-    for process in processes {
-        let path = node.layout().process_log(&args.name, &process.name);
-        followers.push((process.name.clone(), Follower::at_end(&path)?));
-        for line in log::last_lines(&path, args.lines)? {
-            context.ui.answer(if many { format!("{} | {line}", process.name) } else { line });
+    let names: Vec<&str> = processes.iter().map(|process| process.name.as_str()).collect();
+    let until = if args.follow { Until::Interrupted } else { Until::Now };
+    let mut take = |process: &str, line: &str| {
+        let label = if names.len() > 1 { format!("{process} | ") } else { String::new() };
+        match context.ui.stream(format!("{label}{line}\n").as_bytes()) {
+            Ok(()) => ControlFlow::Continue(()),
+            // A reader that went away (`farmctl logs shop | head`) has what it wanted.
+            Err(_) => ControlFlow::Break(()),
         }
-    }
-    if !args.follow {
-        return Ok(Exit::Done);
-    }
-    loop {
-        for (name, follower) in &mut followers {
-            let bytes = follower.read()?;
-            let shown = if many { label(name, &bytes) } else { bytes };
-            if context.ui.stream(&shown).is_err() {
-                return Ok(Exit::Done);
-            }
-        }
-        run::check_interrupted()?;
-        run::rest(PAUSE);
-    }
-}
-
-fn label(name: &str, bytes: &[u8]) -> Vec<u8> {
-    let lines = String::from_utf8_lossy(bytes);
-    lines.lines().map(|line| format!("{name} | {line}\n")).collect::<String>().into_bytes()
+    };
+    supervise::detect(node.layout()).output(&args.name, &names, args.lines, until, &mut take)?;
+    Ok(Exit::Done)
 }

@@ -4,7 +4,6 @@ use anyhow::{Context as _, Result};
 
 use super::Context;
 use crate::error::Exit;
-use crate::log;
 use crate::plan::Plan;
 use crate::serve;
 use crate::supervise;
@@ -42,11 +41,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.show_plan(&plan);
         return Ok(Exit::Done);
     }
-    let _lock = node.lock(&args.name, "restart")?;
+    let _lock = super::lock(&node, &args.name, "restart")?;
     let supervisor = supervise::detect(node.layout());
     for process in processes {
         context.ui.step(format!("restarting the process {}", process.name));
-        let offset = log::size(&node.layout().process_log(&args.name, &process.name))?;
+        let before = supervisor.position(&args.name, &process.name)?;
         supervisor
             .restart(&args.name, &process.name)
             .and_then(|()| {
@@ -54,7 +53,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
                     &started.app,
                     &started.session,
                     process,
-                    offset,
+                    &before,
                     &node,
                     supervisor.as_ref(),
                 )

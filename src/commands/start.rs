@@ -43,7 +43,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let manifest = super::manifest_of(&node, &app, &version)?;
     let supervisor = supervise::detect(node.layout());
     let mut tools = schroot::TOOLS.to_vec();
-    tools.extend(supervise::TOOLS);
+    tools.extend(supervisor.tools());
     if manifest.profile.front.is_some() {
         tools.extend(front::TOOLS);
     }
@@ -52,7 +52,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.show_plan(&plan(&app, &manifest, &node)?);
         return Ok(Exit::Done);
     }
-    let _lock = node.lock(&args.name, "start")?;
+    let _lock = super::lock(&node, &args.name, "start")?;
     let app = node.installed(&args.name)?;
     if let Some(session) = &app.session {
         return again(&app, session, args.release.as_deref(), &node, supervisor.as_ref(), context);

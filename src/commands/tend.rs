@@ -14,7 +14,7 @@ use crate::supervise;
 /// Bring back every application that should run and does not
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl tend\n  farmctl tend --every 30\n\nRun it at boot and from cron(8): it recovers sessions after a reboot, starts\nprocesses that are gone, and publishes vhosts that are missing."
+    after_help = "Examples:\n  farmctl tend\n  farmctl tend --every 30\n\nIt recovers sessions after a reboot, starts processes that are gone, and publishes\nvhosts that are missing. systemd runs it at boot and every 30 seconds; without\nsystemd, run it from cron(8)."
 )]
 pub struct Args {
     /// Go on, looking every so many seconds

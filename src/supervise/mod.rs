@@ -4,34 +4,45 @@
 //! with chroot(8), which execs through to it. `schroot -r` in between would pass on one
 //! signal and swallow the next.
 
+mod entry;
+mod journal;
 mod supervisord;
+mod systemctl;
+mod systemd;
+mod unit;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::layout::Layout;
+use crate::layout::{Layout, SYSTEMD_BOOTED};
 use crate::profile;
-
-pub use supervisord::TOOLS;
+use crate::run::Tool;
 
 /// A process as a supervisor is told about it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
     /// Its name in the profile.
     pub process: String,
+    /// Version of the release it belongs to.
+    pub release: String,
+    /// Name of the session it runs in.
+    pub session: String,
     /// Where the session is mounted.
     pub mount: PathBuf,
+    /// What is mounted in the session.
+    pub mounts: Vec<PathBuf>,
     /// User id it runs as.
     pub uid: u32,
     /// Group id it runs as; no other groups.
     pub gid: u32,
     /// How it is stopped.
     pub stop: profile::Stop,
-    /// Where its output goes.
-    pub log: PathBuf,
+    /// How it takes up new code.
+    pub reload: profile::Reload,
 }
 
 /// What a process is doing, to its supervisor.
@@ -89,12 +100,37 @@ impl ProcessState {
     }
 }
 
+/// Where a process's output stood at some moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// Bytes in its log file.
+    Offset(u64),
+    /// The newest entry of the journal; none if it was empty.
+    Cursor(Option<String>),
+}
+
+/// Until when output is passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Until {
+    /// What has been printed by now.
+    Now,
+    /// And what is printed from now on, until the user interrupts or the taker breaks.
+    Interrupted,
+}
+
+/// Takes lines of output, each with the process that printed it.
+pub type Take<'a> = dyn FnMut(&str, &str) -> ControlFlow<()> + 'a;
+
 /// Runs processes, starts them again when they die, and keeps their output.
 pub trait Supervise: fmt::Debug {
-    /// Whether the machine has what this supervisor needs.
+    /// What it is, and why it is this one, for people.
+    fn describe(&self) -> String;
+    /// Programs it needs on the host.
+    fn tools(&self) -> &'static [&'static Tool];
+    /// Whether the machine has what this supervisor needs, and nothing of it is broken.
     ///
     /// # Errors
-    /// Saying what is missing.
+    /// Saying what is missing or broken.
     fn check(&self) -> Result<()>;
     /// Starts an application's processes, and ends what still runs in their sessions
     /// unsupervised. What runs already as wanted is left alone. Answers at once;
@@ -103,6 +139,12 @@ pub trait Supervise: fmt::Debug {
     /// # Errors
     /// When the supervisor cannot be reached or refuses.
     fn start(&self, app: &str, programs: &[Program]) -> Result<()>;
+    /// Stops an application's processes, all at once; [`Supervise::start`] starts them
+    /// again. Nothing there is fine.
+    ///
+    /// # Errors
+    /// When one cannot be stopped.
+    fn halt(&self, app: &str) -> Result<()>;
     /// Stops an application's processes, all at once, and forgets them. When they were
     /// the last ones, nothing of the supervisor runs any more. Nothing there is fine.
     ///
@@ -124,10 +166,43 @@ pub trait Supervise: fmt::Debug {
     /// # Errors
     /// When its configuration cannot be read.
     fn apps(&self) -> Result<Vec<String>>;
+    /// Where a process's output stands now.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    fn position(&self, app: &str, process: &str) -> Result<Position>;
+    /// What a process has printed since.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn lines_since(&self, app: &str, process: &str, since: &Position) -> Result<Vec<String>>;
+    /// Passes on the last `count` lines of each of the processes, one process after the
+    /// other; then, if asked to, what they print as they print it.
+    ///
+    /// # Errors
+    /// When it cannot be read, and on interruption.
+    fn output(
+        &self,
+        app: &str,
+        processes: &[&str],
+        count: usize,
+        until: Until,
+        take: &mut Take<'_>,
+    ) -> Result<()>;
+}
+
+/// Whether systemd is PID 1: `sd_booted(3)`.
+#[must_use]
+pub fn systemd_is_init() -> bool {
+    Path::new(SYSTEMD_BOOTED).is_dir()
 }
 
 /// The supervisor of this machine.
 #[must_use]
 pub fn detect(layout: &Layout) -> Box<dyn Supervise> {
-    Box::new(supervisord::Supervisord::new(layout))
+    if systemd_is_init() {
+        Box::new(systemd::Systemd::new(layout))
+    } else {
+        Box::new(supervisord::Supervisord::new(layout))
+    }
 }

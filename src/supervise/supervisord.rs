@@ -10,31 +10,28 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, bail};
 use nix::fcntl::Flock;
-use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::Group;
 use serde::Deserialize;
 
-use super::{ProcessState, Program, State, Supervise};
+use super::{Position, ProcessState, Program, State, Supervise, Take, Until, entry};
 use crate::error::refuse;
 use crate::file;
-use crate::inside::Inside;
-use crate::layout::{Layout, START_SCRIPT};
+use crate::layout::Layout;
+use crate::log::{self, Follower};
 use crate::place::{self, Occupant, Place};
 use crate::process;
-use crate::run::{self, Invocation, Tool, poll_until, quote};
+use crate::run::{self, Invocation, Tool, check_interrupted, poll_until, quote};
 
 const SUPERVISORD: Tool = Tool { name: "supervisord", package: "supervisor" };
 const PYTHON: Tool = Tool { name: "python3", package: "python3" };
-const CHROOT: Tool = Tool { name: "chroot", package: "coreutils" };
-/// Programs this module needs on the host.
-pub const TOOLS: [&Tool; 3] = [&SUPERVISORD, &PYTHON, &CHROOT];
+const TOOLS: [&Tool; 3] = [&SUPERVISORD, &PYTHON, &entry::CHROOT];
 
+/// How long following a log pauses between two looks.
+const PAUSE: Duration = Duration::from_millis(200);
 /// How long supervisord may take to answer after it was started, and to end.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How long an orphan may take to end after SIGTERM.
-const GRACE: Duration = Duration::from_secs(10);
 /// How long another farmctl may hold the lock: it waits for supervisord and for orphans.
 const LOCKED: Duration = Duration::from_secs(60);
 /// A process that lives this long, in seconds, has been started.
@@ -207,34 +204,8 @@ impl Supervisord {
         if let Some(runtime) = self.layout.supervisor_socket().parent() {
             file::make_directory(runtime, 0o755)?;
         }
-        publish_if_new(&self.configuration(), &render_daemon(&self.layout, descriptors()?))?;
-        Ok(())
-    }
-
-    /// Ends what runs in a session without a supervisor: a supervisord that is killed
-    /// leaves its processes behind, and a second copy beside them would share their
-    /// sockets. Somebody's shell in the session is left alone.
-    fn end_orphans(programs: &[Program]) -> Result<()> {
-        let mut mounts: Vec<&Path> =
-            programs.iter().map(|program| program.mount.as_path()).collect();
-        mounts.sort_unstable();
-        mounts.dedup();
-        for mount in mounts {
-            let place = Place::mounted(mount);
-            let look = || {
-                let mut inside = place.rooted()?;
-                let pids: Vec<u32> = inside.iter().map(|occupant| occupant.pid).collect();
-                inside.retain(|occupant| !entered_by_schroot(occupant.pid, &pids));
-                Ok(inside)
-            };
-            place::end(look, GRACE)?;
-            if let Some(left) = look()?.first() {
-                return refuse(
-                    format_args!("process {left} cannot be ended"),
-                    "it waits in the kernel, for a disk perhaps: look at dmesg",
-                );
-            }
-        }
+        let text = render_daemon(&self.layout, entry::descriptors()?);
+        file::publish_if_new(&self.configuration(), &text, 0o644)?;
         Ok(())
     }
 
@@ -280,31 +251,6 @@ impl Supervisord {
     }
 }
 
-/// Whether a process came into the session through schroot: its first ancestor outside
-/// (`inside` lists who is not) is schroot itself.
-fn entered_by_schroot(pid: u32, inside: &[u32]) -> bool {
-    let mut at = pid;
-    // A chain of parents has an end, but the table may change while we climb.
-    for _ in 0..1000 {
-        let Some(parent) = place::parent(at) else { return false };
-        if !inside.contains(&parent) {
-            return place::command_line(parent)
-                .first()
-                .is_some_and(|program| Path::new(program).file_name() == Some("schroot".as_ref()));
-        }
-        at = parent;
-    }
-    false
-}
-
-fn publish_if_new(path: &Path, text: &str) -> Result<bool> {
-    if file::read_if_there(path)?.as_deref() == Some(text) {
-        return Ok(false);
-    }
-    file::publish(path, text.as_bytes(), 0o644)?;
-    Ok(true)
-}
-
 /// Makes the log, for administrators' eyes: applications print what they like.
 fn make_log(path: &Path) -> Result<()> {
     let group = Group::from_name("adm").context("looking up group adm")?;
@@ -321,6 +267,14 @@ fn make_log(path: &Path) -> Result<()> {
 }
 
 impl Supervise for Supervisord {
+    fn describe(&self) -> String {
+        "supervisord, farmctl's own: systemd is not PID 1".to_owned()
+    }
+
+    fn tools(&self) -> &'static [&'static Tool] {
+        &TOOLS
+    }
+
     fn check(&self) -> Result<()> {
         run::require(&TOOLS)?;
         let module = Invocation::of(&PYTHON).args(["-I", "-c", "import supervisor.xmlrpc"]);
@@ -340,9 +294,9 @@ impl Supervise for Supervisord {
         let _lock = self.lock()?;
         self.write_daemon_configuration()?;
         for program in programs {
-            make_log(&program.log)?;
+            make_log(&self.layout.process_log(app, &program.process))?;
         }
-        let text = render_application(app, programs)?;
+        let text = render_application(&self.layout, app, programs)?;
         file::publish(&self.application(app), text.as_bytes(), 0o644)?;
         if self.daemon()?.is_none() {
             self.launch()?;
@@ -371,15 +325,20 @@ impl Supervise for Supervisord {
             self.order(&serde_json::Value::Array(calls))?;
             return Ok(());
         }
-        Self::end_orphans(programs)?;
+        entry::end_orphans(programs)?;
         self.order(&serde_json::json!([["supervisor.startProcessGroup", app, false]]))?;
         Ok(())
     }
 
-    fn stop(&self, app: &str) -> Result<()> {
+    fn halt(&self, app: &str) -> Result<()> {
         if self.daemon()?.is_some() {
             self.drop_group(app)?;
         }
+        Ok(())
+    }
+
+    fn stop(&self, app: &str) -> Result<()> {
+        self.halt(app)?;
         file::remove_if_there(&self.application(app))?;
         self.leave_if_idle()
     }
@@ -420,6 +379,51 @@ impl Supervise for Supervisord {
         let name = |file: &String| file.strip_suffix(".conf").map(str::to_owned);
         Ok(names.iter().filter(|name| !name.starts_with('.')).filter_map(name).collect())
     }
+
+    fn position(&self, app: &str, process: &str) -> Result<Position> {
+        log::size(&self.layout.process_log(app, process)).map(Position::Offset)
+    }
+
+    fn lines_since(&self, app: &str, process: &str, since: &Position) -> Result<Vec<String>> {
+        let Position::Offset(offset) = since else {
+            bail!("the position is not one in a log file");
+        };
+        log::lines_since(&self.layout.process_log(app, process), *offset)
+    }
+
+    fn output(
+        &self,
+        app: &str,
+        processes: &[&str],
+        count: usize,
+        until: Until,
+        take: &mut Take<'_>,
+    ) -> Result<()> {
+        let mut followers = Vec::new();
+        for process in processes {
+            let path = self.layout.process_log(app, process);
+            followers.push((process, Follower::at_end(&path)?));
+            for line in log::last_lines(&path, count)? {
+                if take(process, &line).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        if until == Until::Now {
+            return Ok(());
+        }
+        loop {
+            for (process, follower) in &mut followers {
+                for line in follower.lines()? {
+                    if take(process, &line).is_break() {
+                        return Ok(());
+                    }
+                }
+            }
+            check_interrupted()?;
+            run::rest(PAUSE);
+        }
+    }
 }
 
 /// Names of programs are unique in all of supervisord, not only in their group.
@@ -456,14 +460,6 @@ fn literal(value: &str) -> String {
     value.replace('%', "%%")
 }
 
-/// File descriptors a server may open: as many as the host allows, within reason.
-/// supervisord raises its own limit to this and refuses to start if it cannot.
-fn descriptors() -> Result<u64> {
-    let (_, hard) =
-        getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
-    Ok(hard.min(65_536))
-}
-
 /// supervisord.conf(5). `umask` is that of the processes as well.
 fn render_daemon(layout: &Layout, descriptors: u64) -> String {
     let path = |path: PathBuf| literal(&path.to_string_lossy());
@@ -498,7 +494,7 @@ fn render_daemon(layout: &Layout, descriptors: u64) -> String {
 
 /// The group and the programs of an application. They are started by order, not with
 /// the daemon: what their sessions are is not its business.
-fn render_application(app: &str, programs: &[Program]) -> Result<String> {
+fn render_application(layout: &Layout, app: &str, programs: &[Program]) -> Result<String> {
     let names: Vec<String> =
         programs.iter().map(|program| program_name(app, &program.process)).collect();
     let mut text = format!(
@@ -506,7 +502,8 @@ fn render_application(app: &str, programs: &[Program]) -> Result<String> {
         names.join(",")
     );
     for (program, name) in programs.iter().zip(&names) {
-        let command: Vec<String> = command(program)?.iter().map(|word| quote(word)).collect();
+        let command: Vec<String> =
+            entry::command(program)?.iter().map(|word| quote(word)).collect();
         let _ = write!(
             text,
             "\n\
@@ -528,53 +525,16 @@ fn render_application(app: &str, programs: &[Program]) -> Result<String> {
             command = literal(&command.join(" ")),
             signal = program.stop.signal,
             within = program.stop.within.0,
-            log = literal(&program.log.to_string_lossy()),
+            log = literal(&layout.process_log(app, &program.process).to_string_lossy()),
         );
     }
     Ok(text)
 }
 
-/// What runs a process: chroot(8) and env(1), each of which execs the next, so that the
-/// pid is the server's in the end. It has no groups but its own, and an environment
-/// with nothing of supervisord's.
-fn command(program: &Program) -> Result<Vec<String>> {
-    let chroot = CHROOT.path().unwrap_or_else(|| PathBuf::from("/usr/sbin/chroot"));
-    let mut words = vec![
-        chroot.display().to_string(),
-        format!("--userspec={}:{}", program.uid, program.gid),
-        "--groups=".to_owned(),
-        program.mount.display().to_string(),
-        "/usr/bin/env".to_owned(),
-        "-i".to_owned(),
-    ];
-    words.extend(environment(&program.mount, program.uid)?);
-    words.extend([START_SCRIPT.to_owned(), "run".to_owned(), program.process.clone()]);
-    Ok(words)
-}
-
-/// What login(1) would set for the user of this id in the session.
-fn environment(mount: &Path, uid: u32) -> Result<Vec<String>> {
-    let passwd = Inside::open(mount)?.read(Path::new("/etc/passwd"))?.unwrap_or_default();
-    let uid = uid.to_string();
-    let user = passwd
-        .lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.len() == 7 && fields[2] == uid)
-        .ok_or_else(|| anyhow!("the session in {} has no user {uid}", mount.display()))?;
-    Ok(vec![
-        "PATH=/usr/local/bin:/usr/bin:/bin".to_owned(),
-        "LANG=C.UTF-8".to_owned(),
-        format!("HOME={}", user[5]),
-        format!("USER={}", user[0]),
-        format!("LOGNAME={}", user[0]),
-        "SHELL=/bin/sh".to_owned(),
-    ])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::Stop;
+    use crate::profile::{Reload, Stop};
 
     #[test]
     fn the_daemon_has_a_socket_and_files_of_its_own() {
@@ -611,15 +571,22 @@ mod tests {
             .expect("it is writable");
         let program = |process: &str| Program {
             process: process.to_owned(),
+            release: "1.4.2".to_owned(),
+            session: "fs-shop-1".to_owned(),
             mount: session.path().to_owned(),
+            mounts: Vec::new(),
             uid: 200_000,
             gid: 200_000,
             stop: Stop::default(),
-            log: PathBuf::from(format!("/var/log/farmctl/shop/{process}.log")),
+            reload: Reload::Restart,
         };
-        let text = render_application("shop", &[program("web"), program("worker-2")])
-            .expect("the session has the user")
-            .replace(&session.path().display().to_string(), "/run/schroot/mount/fs-shop-1");
+        let text = render_application(
+            &Layout::new("/", None),
+            "shop",
+            &[program("web"), program("worker-2")],
+        )
+        .expect("the session has the user")
+        .replace(&session.path().display().to_string(), "/run/schroot/mount/fs-shop-1");
         insta::assert_snapshot!(text, @r"
         ; Written by farmctl; changes are lost.
         [group:shop]

@@ -1,0 +1,196 @@
+//! Output of processes in the journal.
+//!
+//! An entry is found by fields the journal itself vouches for: the unit, and that it came
+//! by its standard output. `FARMCTL_APP` and the like are for people:
+//! `journalctl FARMCTL_APP=shop`. Empty lines are not in it: the journal drops them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+use anyhow::Result;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::run::{Invocation, Tool, check_interrupted};
+
+pub(super) const JOURNALCTL: Tool = Tool { name: "journalctl", package: "systemd" };
+
+/// An entry as `journalctl --output=json` prints it (systemd.journal-fields(7)).
+#[derive(Debug, Deserialize)]
+struct Entry {
+    #[serde(rename = "__CURSOR")]
+    cursor: String,
+    #[serde(rename = "_SYSTEMD_UNIT", default)]
+    unit: Value,
+    #[serde(rename = "MESSAGE", default)]
+    message: Value,
+    /// Why the line ended, unless by a newline.
+    #[serde(rename = "_LINE_BREAK", default)]
+    line_break: Value,
+}
+
+impl Entry {
+    /// Reads a line of output; what is none (`-- No entries --`) is nothing.
+    fn parse(line: &str) -> Option<Self> {
+        serde_json::from_str(line).ok()
+    }
+
+    /// The unit that printed it.
+    fn unit(&self) -> &str {
+        self.unit.as_str().unwrap_or_default()
+    }
+
+    /// The text: a string, or the bytes of what is no UTF-8.
+    fn text(&self) -> String {
+        match &self.message {
+            Value::Array(bytes) => {
+                let byte = |value: &Value| value.as_u64().and_then(|byte| u8::try_from(byte).ok());
+                let bytes: Vec<u8> = bytes.iter().filter_map(byte).collect();
+                String::from_utf8_lossy(&bytes).into_owned()
+            }
+            value => value.as_str().unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// Puts lines together that were too long for an entry (`LineMax=` of journald.conf(5)).
+#[derive(Debug, Default)]
+struct Joiner {
+    begun: BTreeMap<String, String>,
+}
+
+impl Joiner {
+    /// The line this entry ends, if it does.
+    fn join(&mut self, entry: &Entry) -> Option<String> {
+        let begun = self.begun.entry(entry.unit().to_owned()).or_default();
+        begun.push_str(&entry.text());
+        (entry.line_break != "line-max").then(|| std::mem::take(begun))
+    }
+}
+
+fn reading(units: &[&str]) -> Invocation {
+    Invocation::of(&JOURNALCTL)
+        .args(["--quiet", "--output=json", "--all"])
+        .arg("--output-fields=MESSAGE,_SYSTEMD_UNIT,_LINE_BREAK")
+        .args(units.iter().map(|unit| format!("_SYSTEMD_UNIT={unit}")))
+        .arg("_TRANSPORT=stdout")
+}
+
+fn entries(call: &Invocation) -> Result<Vec<Entry>> {
+    Ok(call.output()?.lines().filter_map(Entry::parse).collect())
+}
+
+fn lines(entries: &[Entry]) -> Vec<String> {
+    let mut joiner = Joiner::default();
+    entries.iter().filter_map(|entry| joiner.join(entry)).collect()
+}
+
+/// Waits until what has been printed by now is in the journal.
+fn settle() -> Result<()> {
+    // Without it the newest lines may be missing; that is no reason to show none.
+    Invocation::of(&JOURNALCTL).arg("--sync").outcome()?;
+    Ok(())
+}
+
+/// The newest entry of the journal, whoever's it is.
+pub(super) fn position() -> Result<Option<String>> {
+    let call = Invocation::of(&JOURNALCTL).args([
+        "--quiet",
+        "--output=json",
+        "--lines=1",
+        "--output-fields=_SYSTEMD_UNIT",
+    ]);
+    Ok(entries(&call)?.pop().map(|entry| entry.cursor))
+}
+
+/// What a unit has printed since.
+pub(super) fn lines_since(unit: &str, cursor: Option<&str>) -> Result<Vec<String>> {
+    settle()?;
+    let call = reading(&[unit]).args(cursor.map(|cursor| format!("--after-cursor={cursor}")));
+    Ok(lines(&entries(&call)?))
+}
+
+/// Lines of units that have been shown, and what comes after them.
+#[derive(Debug)]
+pub(super) struct Tail {
+    from: Option<String>,
+    shown: BTreeSet<String>,
+}
+
+impl Tail {
+    /// Begins where the journal ends now.
+    pub(super) fn begin() -> Result<Self> {
+        settle()?;
+        Ok(Self { from: position()?, shown: BTreeSet::new() })
+    }
+
+    /// The last lines of a unit.
+    pub(super) fn last_lines(&mut self, unit: &str, count: usize) -> Result<Vec<String>> {
+        let entries = entries(&reading(&[unit]).arg(format!("--lines={count}")))?;
+        self.shown.extend(entries.iter().map(|entry| entry.cursor.clone()));
+        Ok(lines(&entries))
+    }
+
+    /// Passes on each line (unit, text) that has not been shown, as it is printed, until
+    /// the user interrupts or `take` breaks.
+    pub(super) fn follow(
+        &self,
+        units: &[&str],
+        take: &mut dyn FnMut(&str, &str) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let call = reading(units)
+            .args(["--follow", "--no-tail"])
+            .args(self.from.iter().map(|cursor| format!("--after-cursor={cursor}")));
+        let mut joiner = Joiner::default();
+        let followed = call.stream(&mut |line| {
+            let Some(entry) = Entry::parse(line) else { return ControlFlow::Continue(()) };
+            if self.shown.contains(&entry.cursor) {
+                return ControlFlow::Continue(());
+            }
+            match joiner.join(&entry) {
+                Some(text) => take(entry.unit(), &text),
+                None => ControlFlow::Continue(()),
+            }
+        });
+        // That the user has seen enough is not a fault of journalctl.
+        check_interrupted()?;
+        followed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(message: &str, line_break: &str) -> Entry {
+        // Captured from systemd 252.39, less the fields that are not asked for.
+        let text = format!(
+            r#"{{"__CURSOR":"s=cb3d;i=13f;b=85bf;m=3921;t=660c;x=968d","__REALTIME_TIMESTAMP":"1",
+            "__MONOTONIC_TIMESTAMP":"59905223","_BOOT_ID":"85bf","_SYSTEMD_UNIT":"a.service",
+            "MESSAGE":{message}{line_break}}}"#
+        );
+        Entry::parse(&text).expect("as captured")
+    }
+
+    #[test]
+    fn entries_of_the_journal_are_read() {
+        let text = entry(r#""[INFO] Booting worker""#, "");
+        assert_eq!(text.cursor, "s=cb3d;i=13f;b=85bf;m=3921;t=660c;x=968d");
+        assert_eq!((text.unit(), text.text()), ("a.service", "[INFO] Booting worker".to_owned()));
+        // What is no UTF-8, or has control characters, comes as bytes.
+        assert_eq!(entry("[27,91,51,49,109,255]", "").text(), "\u{1b}[31m\u{fffd}");
+        assert_eq!(entry("null", "").text(), "");
+        assert!(Entry::parse("-- No entries --").is_none());
+    }
+
+    #[test]
+    fn long_lines_are_put_together_again() {
+        let long = r#","_LINE_BREAK":"line-max""#;
+        let entries = [
+            entry(r#""one ""#, long),
+            entry(r#""line""#, ""),
+            entry(r#""the last words""#, r#","_LINE_BREAK":"eof""#),
+        ];
+        assert_eq!(lines(&entries), ["one line", "the last words"]);
+    }
+}

@@ -1,0 +1,307 @@
+//! systemd: a unit for each process, a slice for each application, and a service that
+//! brings all of them back after a reboot.
+//!
+//! The unit files are in /etc/systemd/system, so that systemd knows after a reboot what
+//! it was told before. No unit of a process is enabled: its session must be mounted
+//! first, and whether it is, schroot does not say reliably. So `farmctl-tend.service`
+//! recovers and verifies each session and then starts its processes; its timer has it
+//! look again every half minute. It is there with the first application and gone with
+//! the last.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use nix::fcntl::Flock;
+
+use super::systemctl::{self, SYSTEMCTL, Unit};
+use super::unit::{self, Farmctl, Names};
+use super::{Position, ProcessState, Program, Supervise, Take, Until, entry, journal};
+use crate::error::refuse;
+use crate::file;
+use crate::layout::{Layout, SYSTEMD_UNITS};
+use crate::place;
+use crate::run::{self, Tool};
+
+const TOOLS: [&Tool; 3] = [&SYSTEMCTL, &journal::JOURNALCTL, &entry::CHROOT];
+/// The oldest systemd that has what is used here: `--timestamp=unix` came last.
+const OLDEST: u32 = 247;
+/// How long another farmctl may hold the lock: it waits for processes to stop.
+const LOCKED: Duration = Duration::from_secs(120);
+
+/// The `systemd` backend.
+#[derive(Debug)]
+pub(super) struct Systemd {
+    root: PathBuf,
+    names: Names,
+    units: PathBuf,
+}
+
+impl Systemd {
+    /// The units of the farmctl whose root `layout` has.
+    pub(super) fn new(layout: &Layout) -> Self {
+        let root = layout.root().to_owned();
+        Self { names: Names::of(&root), root, units: PathBuf::from(SYSTEMD_UNITS) }
+    }
+
+    fn file(&self, unit: &str) -> PathBuf {
+        self.units.join(unit)
+    }
+
+    /// Keeps other farmctls from adding units while this one takes the last away.
+    fn lock(&self) -> Result<Flock<File>> {
+        place::hold(&self.units, LOCKED)
+    }
+
+    /// Units of ours that have a file, of this application or of all.
+    fn known(&self, app: Option<&str>) -> Result<Vec<String>> {
+        let mut names = file::names_in(&self.units)?;
+        names.retain(|name| {
+            self.names.parse(name).is_some_and(|(of, _)| app.is_none_or(|app| app == of))
+        });
+        Ok(names)
+    }
+
+    /// This very program, which units call.
+    fn farmctl(&self) -> Result<Farmctl> {
+        let program = std::env::current_exe().context("finding the farmctl that runs")?;
+        if !program.is_file() {
+            return refuse(
+                format_args!("{} has been replaced while it runs", program.display()),
+                "try again, with the new farmctl",
+            );
+        }
+        Ok(Farmctl { program, root: self.root.clone() })
+    }
+
+    /// Sees to it that what tends is there and enabled; answers whether units changed.
+    fn install_tend(&self) -> Result<bool> {
+        let farmctl = self.farmctl()?;
+        let [service, timer] = [self.names.tend_service(), self.names.tend_timer()];
+        let text = unit::render_tend_service(&farmctl);
+        let mut changed = file::publish_if_new(&self.file(&service), &text, 0o644)?;
+        let text = unit::render_tend_timer();
+        changed |= file::publish_if_new(&self.file(&timer), &text, 0o644)?;
+        if changed || !systemctl::is_enabled(&[&service, &timer])? {
+            systemctl::order("enable", &[service, timer])?;
+            changed = true;
+        }
+        Ok(changed)
+    }
+
+    /// Takes away what tends, if nothing is left to tend. The service itself may be what
+    /// is at work here: it is not stopped.
+    fn leave_if_idle(&self) -> Result<()> {
+        if !self.known(None)?.is_empty() {
+            return Ok(());
+        }
+        let units = [self.names.tend_service(), self.names.tend_timer()];
+        if units.iter().any(|unit| self.file(unit).exists()) {
+            systemctl::order("stop", &units[1..])?;
+            systemctl::order("disable", &units)?;
+            systemctl::forget_failures(&units)?;
+            for unit in &units {
+                file::remove_if_there(&self.file(unit))?;
+            }
+            systemctl::reload_units()?;
+        }
+        leave_slice(self.names.top_slice())
+    }
+
+    /// Writes an application's units and removes those it has no more; answers whether
+    /// systemd has to read them.
+    fn write_units(&self, app: &str, programs: &[Program]) -> Result<bool> {
+        let farmctl = self.farmctl()?;
+        let descriptors = entry::descriptors()?;
+        let mut changed = false;
+        let mut wanted = Vec::new();
+        for program in programs {
+            let name = self.names.process(app, &program.process);
+            let command = entry::command(program)?;
+            let text =
+                unit::render_process(&self.names, &farmctl, app, program, &command, descriptors);
+            changed |= file::publish_if_new(&self.file(&name), &text, 0o644)?;
+            wanted.push(name);
+        }
+        let mut gone = self.known(Some(app))?;
+        gone.retain(|unit| !wanted.contains(unit));
+        self.remove_units(&gone)?;
+        Ok(changed || !gone.is_empty())
+    }
+
+    fn remove_units(&self, units: &[String]) -> Result<()> {
+        systemctl::order("stop", units)?;
+        systemctl::forget_failures(units)?;
+        for unit in units {
+            file::remove_if_there(&self.file(unit))?;
+        }
+        Ok(())
+    }
+
+    fn unit_of(&self, app: &str, process: &str) -> Result<String> {
+        let unit = self.names.process(app, process);
+        if self.file(&unit).exists() {
+            return Ok(unit);
+        }
+        refuse(
+            format_args!("systemd does not know process {process} of {app}"),
+            format!("farmctl start {app}"),
+        )
+    }
+}
+
+/// A slice that systemd made for a unit stays when the unit goes.
+fn leave_slice(slice: String) -> Result<()> {
+    if systemctl::list(std::slice::from_ref(&slice), &["active"])?.is_empty() {
+        return Ok(());
+    }
+    systemctl::order("stop", &[slice])
+}
+
+fn process_state(process: &str, unit: &Unit) -> ProcessState {
+    ProcessState {
+        process: process.to_owned(),
+        state: unit.state,
+        pid: unit.pid,
+        since: unit.since,
+        exit: unit.exit.filter(|_| unit.pid.is_none()),
+    }
+}
+
+impl Supervise for Systemd {
+    fn describe(&self) -> String {
+        let version = systemctl::version().map_or_else(|_| String::new(), |v| format!(" {v}"));
+        format!("systemd{version}: it is PID 1")
+    }
+
+    fn tools(&self) -> &'static [&'static Tool] {
+        &TOOLS
+    }
+
+    fn check(&self) -> Result<()> {
+        run::require(&TOOLS)?;
+        let version = systemctl::version()?;
+        if version < OLDEST {
+            return refuse(
+                format_args!("systemd {version} is too old, {OLDEST} is needed"),
+                "upgrade to Debian 12 or newer",
+            );
+        }
+        let failed = systemctl::list(&[self.names.all()], &["failed"])?;
+        if !failed.is_empty() {
+            let failed = failed.join(" ");
+            return refuse(format_args!("failed: {failed}"), format!("systemctl status {failed}"));
+        }
+        let tend = [self.names.tend_service(), self.names.tend_timer()];
+        if !self.known(None)?.is_empty() && !systemctl::is_enabled(&[&tend[0], &tend[1]])? {
+            return refuse(
+                format_args!("nothing starts after a reboot: {} is not enabled", tend.join(" or ")),
+                format!("systemctl enable --now {}", tend.join(" ")),
+            );
+        }
+        Ok(())
+    }
+
+    fn start(&self, app: &str, programs: &[Program]) -> Result<()> {
+        if programs.is_empty() {
+            return Ok(());
+        }
+        let lock = self.lock()?;
+        let changed = self.write_units(app, programs)?;
+        if self.install_tend()? || changed {
+            systemctl::reload_units()?;
+        }
+        systemctl::order("start", &[self.names.tend_timer()])?;
+        drop(lock);
+        let mut units = systemctl::show(&self.known(Some(app))?)?;
+        let runs = |unit: &Unit| unit.pid.is_some();
+        if !units.iter().any(runs) {
+            entry::end_orphans(programs)?;
+        }
+        units.retain(|unit| !runs(unit));
+        let down: Vec<String> = units.into_iter().map(|unit| unit.name).collect();
+        systemctl::forget_failures(&down)?;
+        systemctl::order("start", &down)
+    }
+
+    fn halt(&self, app: &str) -> Result<()> {
+        systemctl::order("stop", &self.known(Some(app))?)
+    }
+
+    fn stop(&self, app: &str) -> Result<()> {
+        let _lock = self.lock()?;
+        // Also one whose file is gone.
+        let mut units = systemctl::list(&[self.names.processes(app)], &[])?;
+        units.extend(self.known(Some(app))?);
+        units.sort_unstable();
+        units.dedup();
+        if !units.is_empty() {
+            self.remove_units(&units)?;
+            systemctl::reload_units()?;
+        }
+        leave_slice(self.names.slice(app))?;
+        self.leave_if_idle()
+    }
+
+    fn restart(&self, app: &str, process: &str) -> Result<()> {
+        let units = [self.unit_of(app, process)?];
+        systemctl::forget_failures(&units)?;
+        systemctl::order("restart", &units)
+    }
+
+    fn states(&self, app: &str) -> Result<Vec<ProcessState>> {
+        let units = systemctl::show(&self.known(Some(app))?)?;
+        let state = |unit: &Unit| {
+            self.names.parse(&unit.name).map(|(_, process)| process_state(process, unit))
+        };
+        Ok(units.iter().filter_map(state).collect())
+    }
+
+    fn apps(&self) -> Result<Vec<String>> {
+        let units = self.known(None)?;
+        let mut apps: Vec<String> =
+            units.iter().filter_map(|unit| Some(self.names.parse(unit)?.0.to_owned())).collect();
+        apps.dedup();
+        Ok(apps)
+    }
+
+    fn position(&self, _app: &str, _process: &str) -> Result<Position> {
+        journal::position().map(Position::Cursor)
+    }
+
+    fn lines_since(&self, app: &str, process: &str, since: &Position) -> Result<Vec<String>> {
+        let Position::Cursor(cursor) = since else {
+            bail!("the position is not one in the journal");
+        };
+        journal::lines_since(&self.names.process(app, process), cursor.as_deref())
+    }
+
+    fn output(
+        &self,
+        app: &str,
+        processes: &[&str],
+        count: usize,
+        until: Until,
+        take: &mut Take<'_>,
+    ) -> Result<()> {
+        let mut tail = journal::Tail::begin()?;
+        let units: Vec<String> =
+            processes.iter().map(|process| self.names.process(app, process)).collect();
+        for (process, unit) in processes.iter().zip(&units) {
+            for line in tail.last_lines(unit, count)? {
+                if take(process, &line).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        if until == Until::Now {
+            return Ok(());
+        }
+        let units: Vec<&str> = units.iter().map(String::as_str).collect();
+        tail.follow(&units, &mut |unit, line| {
+            let process = self.names.parse(unit).map_or(unit, |(_, process)| process);
+            take(process, line)
+        })
+    }
+}
