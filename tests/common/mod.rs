@@ -74,16 +74,27 @@ impl Machine {
         let mut add = |kind: &str, lines: Vec<String>| {
             all.extend(lines.into_iter().map(|line| format!("{kind} {line}")));
         };
+        // Others may mount things meanwhile: what lies in the farm or in schroot's places counts.
+        let near = |path: &Path| {
+            [
+                root,
+                Path::new("/run/schroot"),
+                Path::new("/var/lib/schroot"),
+                Path::new("/run/farmctl"),
+            ]
+            .iter()
+            .any(|place| path.starts_with(place))
+        };
         let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
-        let mounts = table.lines().filter_map(|line| line.split(' ').nth(4)).map(str::to_owned);
-        add("mount", mounts.collect());
+        let mounts = table.lines().filter_map(|line| line.split(' ').nth(4));
+        add("mount", mounts.filter(|point| near(Path::new(point))).map(str::to_owned).collect());
         let accounts = fs::read_to_string("/etc/passwd").expect("it is readable");
         let accounts = accounts.lines().filter(|line| line.starts_with("farmctl-"));
         add("account", accounts.map(str::to_owned).collect());
-        // Only a loop device that has a file has this directory.
-        let mut loops = names(Path::new("/sys/block"));
-        loops.retain(|name| Path::new("/sys/block").join(name).join("loop").exists());
-        add("loop", loops.into_iter().collect());
+        let files = names(Path::new("/sys/block")).into_iter().filter_map(|name| {
+            fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file")).ok()
+        });
+        add("loop", files.filter(|file| near(Path::new(file))).collect());
         for (kind, directory) in [
             ("session", "/var/lib/schroot/session"),
             ("chroot", "/etc/schroot/chroot.d"),
