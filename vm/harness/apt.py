@@ -9,11 +9,10 @@ import re
 from . import host
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-FALLBACK = ("http://deb.debian.org/debian", "http://deb.debian.org/debian-security")
 
 
 def _mirrors():
-    """Mirror of the host's release, and of its security suite."""
+    """Mirror of the host's release, and of its security suite if there is one."""
     release = pathlib.Path("/etc/os-release").read_text(encoding="utf-8")
     codename = re.search(r"^VERSION_CODENAME=(\w+)", release, re.M)[1]
     found = {}
@@ -24,7 +23,9 @@ def _mirrors():
         release, uri, component = line.split()
         if component == "main":
             found.setdefault(release, uri.rstrip("/"))
-    return found.get(codename, FALLBACK[0]), found.get(f"{codename}-security", FALLBACK[1])
+    if codename not in found:
+        raise host.Trouble(f"apt knows no mirror of {codename}", "apt-get update")
+    return found[codename], found.get(f"{codename}-security")
 
 
 class Apt:
@@ -36,10 +37,10 @@ class Apt:
             (place / name).mkdir(parents=True, exist_ok=True)
         (place / "status").touch()
         main, security = _mirrors()
-        (place / "etc/sources.list").write_text(
-            f"deb [signed-by={KEYRING}] {main} {suite} main\n"
-            f"deb [signed-by={KEYRING}] {main} {suite}-updates main\n"
-            f"deb [signed-by={KEYRING}] {security} {suite}-security main\n", encoding="ascii")
+        sources = [(main, suite), (main, f"{suite}-updates"), (security, f"{suite}-security")]
+        (place / "etc/sources.list").write_text("".join(
+            f"deb [signed-by={KEYRING}] {uri} {name} main\n" for uri, name in sources if uri),
+            encoding="ascii")
         self.options = [
             f"--option={name}={value}" for name, value in {
                 "Dir::State": place / "state",

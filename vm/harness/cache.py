@@ -42,7 +42,7 @@ def entry(kind, key, what, make):
     """
     place = host.CACHE / f"{kind}-{key}"
     host.CACHE.mkdir(parents=True, exist_ok=True)
-    with _turn(kind):
+    with turn(host.CACHE, kind):
         if _is_whole(place):
             os.utime(place)
             return place
@@ -67,12 +67,13 @@ def entry(kind, key, what, make):
 
 
 @contextlib.contextmanager
-def _turn(kind):
-    with open(host.CACHE / f".{kind}.lock", "w", encoding="ascii") as lock:
+def turn(directory, what):
+    """One at a time on this machine."""
+    with open(directory / f".{what}.lock", "w", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            host.say(f"· waiting for another run that makes a {kind}")
+            host.say(f"· waiting for another {what}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -59,7 +59,8 @@ class Uml:
             ["env", f"LD_PRELOAD={machine.kernels / 'uml-xstate.so'}",
              machine.kernels / "linux.uml", f"mem={MEMORY_MIB}M", *disks, "root=/dev/ubda",
              "rootflags=noinit_itable", "con=null", console, "ssl=null",
-             f"uml_dir={machine.overlay.parent}/", *machine.command_line(devices)])
+             f"uml_dir={machine.overlay.parent}/", "umid=uml",
+             *machine.command_line(devices)])
 
 
 class Qemu:

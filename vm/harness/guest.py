@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -83,9 +84,8 @@ class Guest:
             words, report = str(death), None
         finally:
             self._kill()
-            if words or self.keep:
-                if report:
-                    self._keep_report(report, boot)
+            if report and (words or self.keep):
+                self._keep_report(report, boot)
             if not self.keep:
                 self._remove_disks(everything=words is None)
         return Verdict(words is None, words or "", time.monotonic() - begun)
@@ -118,6 +118,7 @@ class Guest:
             shutil.rmtree(self.place, ignore_errors=True)
         for disk in [self.machine.overlay, *self.place.glob("*.img")]:
             disk.unlink(missing_ok=True)
+        shutil.rmtree(self.place / "uml", ignore_errors=True)
 
     def _boot(self, number, argument, left):
         """One boot, to its report and, for a reboot, to the power being off."""
@@ -151,13 +152,19 @@ class Guest:
             start_new_session=True)
 
     def _kill(self):
-        """Takes the power away: the process ends with all it started."""
+        """Takes the power away. The first process of the guest's PID namespace is killed,
+        and the one outside waits for it: when that is gone, all are, and the disks are free."""
         process = self.process
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None:
+            with contextlib.suppress(OSError):
+                inside = children.read_text(encoding="ascii").split()
+                for pid in inside or [process.pid]:
+                    os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
 
     def _await_report(self, within):
         deadline = time.monotonic() + within

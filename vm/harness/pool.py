@@ -4,6 +4,7 @@ The stanzas are the archive's own, so that debootstrap sees the priorities it go
 One package is changed: debian-archive-keyring also has the pool's key, which is how
 guests, and environments bootstrapped in them, trust the pool as they trust Debian.
 """
+import contextlib
 import email.utils
 import gzip
 import hashlib
@@ -38,21 +39,21 @@ def _make(suite, to):
     names = sorted({name for names in packages().values() for name in names})
     with tempfile.TemporaryDirectory(prefix="farmctl-pool.") as scratch:
         scratch = pathlib.Path(scratch)
-        # apt takes one version of each: a pool has no use for more.
         required = ["?essential", "?priority(required)"]
         # Else init-system-helpers brings usrmerge, which bootstrapping tools leave out.
         wanted = [*required, "usr-is-merged", *names]
         stanzas, files = Apt(suite, scratch / "apt").closure(wanted)
-        key = _Key(scratch / "gpg")
-        key.export(to / "pool.gpg")
-        debian = to / "archive/debian"
-        index = [_add(debian, files, key, scratch, *stanza) for stanza in stanzas]
-        _publish(debian, suite, index, key)
-        _publish(debian, f"{suite}-updates", [], key)
-        _publish(to / "archive/debian-security", f"{suite}-security", [], key)
-        key.close()
-    host.run(["mkfs.ext4", "-q", "-L", LABEL, "-m", "0", "-d", to / "archive", to / "pool.img", "1G"],
-             within=300)
+        with contextlib.closing(_Key(scratch / "gpg")) as key:
+            key.export(to / "pool.gpg")
+            debian, security = to / "archive/debian", to / "archive/debian-security"
+            index = [_add(debian, files, key, scratch, *stanza) for stanza in stanzas]
+            _publish(debian, suite, index, key)
+            # apt does not tell of a suite without packages: these have one that is there anyway.
+            _publish(debian, f"{suite}-updates", index[:1], key)
+            _publish(security, f"{suite}-security",
+                     [_add(security, files, key, scratch, *stanzas[0])], key)
+    host.run(["mkfs.ext4", "-q", "-L", LABEL, "-m", "0", "-d", to / "archive",
+              to / "pool.img", "1G"], within=300)
 
 
 class _Key:

@@ -5,7 +5,7 @@ import os
 import pathlib
 import tempfile
 
-from . import engine, guest, host, image, index, kernel, pool, share
+from . import cache, engine, guest, host, image, index, kernel, pool, share
 
 WORK = host.ROOT / "target/vm"
 
@@ -40,7 +40,7 @@ def _shared():
     """The share image of a run."""
     farmctl = host.build_farmctl()
     WORK.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".run.", dir=WORK) as place:
+    with cache.turn(WORK, "run"), tempfile.TemporaryDirectory(prefix=".run.", dir=WORK) as place:
         share_image = pathlib.Path(place) / "share.img"
         share.share(farmctl, share_image)
         yield share_image
@@ -85,7 +85,9 @@ def _tell(it, verdict):
         host.say(f"ok   {line}")
         return
     host.say(f"FAIL {line}: {verdict.words}")
-    log = max(it.place.glob("boot-*/log"), default=None) or max(it.place.glob("console-*"))
+    console = max(it.place.glob("console-*"), key=lambda path: path.stat().st_mtime)
+    log = it.place / console.name.replace("console", "boot") / "log"
+    log = log if log.exists() else console
     for text in log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]:
         host.say(f"     | {text}")
     host.say(f"     console, journal and logs: {it.place.relative_to(host.ROOT)}")
