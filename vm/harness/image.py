@@ -10,10 +10,16 @@ from . import cache, host, kernel, pool
 
 OVERLAY = host.ROOT / "vm/guest/root"
 SIZE = "8G"
+# Nobody logs in, nothing is due while a test runs, and fork(2) is dear in User-mode Linux.
 MASKED = [
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
     "e2scrub_reap.service", "fstrim.timer", "getty@tty1.service", "serial-getty@ttyS0.service",
-    "systemd-networkd-wait-online.service", "systemd-timesyncd.service",
+    "systemd-logind.service", "systemd-random-seed.service", "systemd-binfmt.service",
+    "systemd-update-utmp.service", "systemd-timesyncd.service", "supervisor.service",
+    "modprobe@drm.service", "modprobe@efi_pstore.service", "modprobe@fuse.service",
+    "modprobe@configfs.service", "sys-kernel-config.mount", "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount", "sys-fs-fuse-connections.mount", "dev-mqueue.mount",
+    "dev-hugepages.mount",
 ]
 ENABLED = ["pool.service"]
 
