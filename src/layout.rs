@@ -266,6 +266,8 @@ pub const NGINX_AVAILABLE: &str = "/etc/nginx/sites-available";
 pub const NGINX_ENABLED: &str = "/etc/nginx/sites-enabled";
 
 /// Name of an environment to schroot.
+/// schroot's setup scripts, run for every session of the host.
+pub const SCHROOT_SETUP: &str = "/etc/schroot/setup.d";
 #[must_use]
 pub fn environment_chroot(name: &str) -> String {
     format!("farmctl-env-{name}")

@@ -6,6 +6,8 @@
 //! the processes. Nothing of ours uses schroot's own profiles, which copy the host's
 //! passwd and shadow into chroots and fail on a host without /etc/services.
 
+mod guard;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -40,6 +42,8 @@ const COPIED: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 /// Keys of ours in definitions; schroot keeps them in its session files.
 const NODE_KEY: &str = "farmctl.node";
 const TRANSACTION_KEY: &str = "farmctl.transaction";
+/// schroot's type of chroots on logical volumes.
+const LVM: &str = "lvm-snapshot";
 
 /// A chroot as schroot is told about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -220,6 +224,9 @@ pub fn register(wanted: &Definition) -> Result<()> {
     check_free(name, Some(&wanted.node))?;
     let fstab_before = file::read_if_there(&fstab(name))?;
     write_profile()?;
+    if wanted.stanza.0.iter().any(|(key, value)| *key == "type" && value == LVM) {
+        guard::post()?;
+    }
     file::publish(&fstab(name), wanted.fstab.as_bytes(), 0o644)?;
     file::publish(&path, wanted.render().as_bytes(), 0o644)?;
     let Err(error) = validate(name) else {
@@ -348,6 +355,9 @@ fn forget(name: &str) -> Result<()> {
     let names = file::names_in(profile)?;
     // A session is recovered with the profile's files: they stay while there is one.
     let begun = sessions()?.iter().any(|session| session.starts_with("fs-"));
+    if !begun && !has_volumes()? {
+        guard::withdraw()?;
+    }
     if registered()?.is_empty() && !begun && names.iter().all(|name| ours.contains(&name.as_str()))
     {
         for name in &names {
@@ -361,6 +371,34 @@ fn forget(name: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a chroot of ours is on a logical volume.
+fn has_volumes() -> Result<bool> {
+    for chroot in registered()? {
+        let text = file::read_if_there(&definition(&chroot.name))?.unwrap_or_default();
+        if value(&text, "type") == Some(LVM) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether what keeps schroot from removing our logical volumes is in place, if there are
+/// any.
+///
+/// # Errors
+/// When that cannot be found out.
+pub fn is_guarded() -> Result<bool> {
+    Ok(!has_volumes()? || guard::is_posted()?)
+}
+
+/// Puts that back in place if somebody took it away.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn restore_guards() -> Result<()> {
+    if has_volumes()? { guard::post() } else { Ok(()) }
 }
 
 fn session_file(session: &str) -> PathBuf {
@@ -658,7 +696,7 @@ fn end_by_schroot(session: &str) -> Result<Option<anyhow::Error>> {
 fn sweep(session: &str, schroot_agreed: bool) -> Result<()> {
     let text = file::read_if_there(&session_file(session))?;
     // The copies of the last two are removed by who asked for the end of the session.
-    let known = ["directory", "lvm-snapshot", "btrfs-snapshot"];
+    let known = ["directory", LVM, "btrfs-snapshot"];
     let known_parts = text
         .as_deref()
         .is_none_or(|text| value(text, "type").is_none_or(|kind| known.contains(&kind)));

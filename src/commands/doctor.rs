@@ -68,6 +68,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         Ok(()) => good("schroot", "its configuration can be read".to_owned()),
         Err(error) => bad("schroot", format!("{error:#}")),
     });
+    findings.push(if schroot::is_guarded()? {
+        good("guards", "in schroot's setup.d, as far as needed".to_owned())
+    } else {
+        bad("guards", "schroot's setup.d lacks them: farmctl tend puts them back".to_owned())
+    });
     findings.push(match front::check() {
         Ok(()) => good("nginx", "its configuration is valid".to_owned()),
         Err(error) => bad("nginx", format!("{error:#}")),
