@@ -78,4 +78,5 @@ pub enum Verb {
     Gc(commands::gc::Args),
     Doctor(commands::doctor::Args),
     Tend(commands::tend::Args),
+    Storage(commands::storage::Args),
 }

@@ -123,6 +123,18 @@ impl Layout {
         self.volumes().join(".sessions")
     }
 
+    /// Record of what `farmctl storage init` made.
+    #[must_use]
+    pub fn ground(&self) -> PathBuf {
+        self.state().join("storage.json")
+    }
+
+    /// The file volumes lie in on a machine with one disk.
+    #[must_use]
+    pub fn ground_file(&self) -> PathBuf {
+        self.state().join("storage.img")
+    }
+
     /// Directory of the places where volumes with a file system of their own are mounted
     /// while farmctl works in them.
     #[must_use]
@@ -254,6 +266,8 @@ pub const SYSTEMD_UNITS: &str = "/etc/systemd/system";
 pub const SCHROOT_CHROOTS: &str = "/etc/schroot/chroot.d";
 /// farmctl's schroot profile directory.
 pub const SCHROOT_PROFILE: &str = "/etc/schroot/farmctl";
+/// schroot's setup scripts, run for every session of the host.
+pub const SCHROOT_SETUP: &str = "/etc/schroot/setup.d";
 /// schroot's session files.
 pub const SCHROOT_SESSIONS: &str = "/var/lib/schroot/session";
 /// Where schroot mounts sessions.
@@ -266,8 +280,6 @@ pub const NGINX_AVAILABLE: &str = "/etc/nginx/sites-available";
 pub const NGINX_ENABLED: &str = "/etc/nginx/sites-enabled";
 
 /// Name of an environment to schroot.
-/// schroot's setup scripts, run for every session of the host.
-pub const SCHROOT_SETUP: &str = "/etc/schroot/setup.d";
 #[must_use]
 pub fn environment_chroot(name: &str) -> String {
     format!("farmctl-env-{name}")

@@ -62,5 +62,6 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Gc(args) => commands::gc::run(args, context),
         Verb::Doctor(args) => commands::doctor::run(args, context),
         Verb::Tend(args) => commands::tend::run(args, context),
+        Verb::Storage(args) => commands::storage::run(args, context),
     }
 }

@@ -20,7 +20,7 @@ use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::layout::Layout;
 use crate::release::{App, EnvironmentRecord};
-use crate::settings::{Settings, Site};
+use crate::settings::{Ground, Settings, Site};
 use crate::storage::Mark;
 
 /// The newest schema of `node.json` and transaction records this farmctl reads.
@@ -45,6 +45,18 @@ pub enum Object {
         storage: String,
         /// Name.
         name: String,
+    },
+    /// The seal of a volume that was broken for a while.
+    Seal {
+        /// Backend.
+        storage: String,
+        /// Name of the volume.
+        name: String,
+    },
+    /// What volumes stand on.
+    Ground {
+        /// What it is.
+        ground: Ground,
     },
     /// A chroot definition and its fstab.
     Chroot {
@@ -114,6 +126,10 @@ impl std::fmt::Display for Object {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Volume { name, .. } => write!(f, "volume {name}"),
+            Self::Seal { name, .. } => write!(f, "unlocked volume {name}"),
+            Self::Ground { ground } => {
+                write!(f, "{} storage on {}", ground.backend, ground.base.path().display())
+            }
             Self::Chroot { name } => write!(f, "chroot {name}"),
             Self::Session { name, .. } => write!(f, "session {name}"),
             Self::Sockets { app } => write!(f, "sockets of {app}"),
@@ -502,6 +518,30 @@ impl Node {
     /// When its file cannot be removed.
     pub fn forget_app(&self, name: &str) -> Result<()> {
         file::remove_if_there(&self.layout.app_file(name))
+    }
+
+    /// What `farmctl storage init` made, if it did.
+    ///
+    /// # Errors
+    /// When its record is damaged or from a newer farmctl.
+    pub fn ground(&self) -> Result<Option<Ground>> {
+        read(&self.layout.ground())
+    }
+
+    /// Publishes what volumes stand on.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn save_ground(&self, ground: &Ground) -> Result<()> {
+        write(&self.layout.ground(), ground)
+    }
+
+    /// Forgets what volumes stood on.
+    ///
+    /// # Errors
+    /// When its file cannot be removed.
+    pub fn forget_ground(&self) -> Result<()> {
+        file::remove_if_there(&self.layout.ground())
     }
 
     /// Record of an environment.

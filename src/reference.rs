@@ -234,7 +234,7 @@ pub const KEYS: &[Key] = &[
     key("environment", "user", Text, Value("\"app\""), "The unprivileged user the application runs as, made from `/etc/skel`."),
 
     key("storage", "volume-size", Text, Words("the node's"), "Size of a volume, at least; a release that needs more gets more."),
-    key("storage", "snapshot-size", Text, Words("the volume's"), "Room a session's classic LVM snapshot begins with; `farmctl tend` gives it more before it is full. Left out, it cannot run out."),
+    key("storage", "snapshot-size", Text, Words("the node's, else the volume's"), "Room a session's classic LVM snapshot begins with; `farmctl tend` gives it more before it is full. Left out, it cannot run out."),
 
     key("schroot", "users", Texts, Value("[]"), "Users who may enter sessions and begin them."),
     key("schroot", "root-users", Texts, Value("[]"), "Users who may do so as root, without a password."),

@@ -25,7 +25,7 @@ use crate::run::quote;
 use crate::schroot;
 use crate::secret;
 use crate::settings::Site;
-use crate::storage::{self, Copies};
+use crate::storage::{self, Copies, Growth, SessionCopy};
 use crate::template::{self, Values};
 
 /// `MS_NOSYMFOLLOW` of mount(2), Linux 5.10: no link in the directory leads anywhere.
@@ -183,7 +183,7 @@ pub fn open(
     let layout = node.layout();
     check_sockets(layout, manifest, session)?;
     let release = release_of(app, &manifest.version)?;
-    let copies = Copies { size: manifest.profile.storage.snapshot_size };
+    let copies = Copies::of(&manifest.profile.storage, node.settings());
     storage::named(&release.storage, &node.site())?.check_copy(session, &release.volume, copies)?;
     let account = account_of(app)?;
     let secrets = secrets(layout, manifest)?;
@@ -268,6 +268,25 @@ pub fn flaw(layout: &Layout, manifest: &Manifest, session: &Session) -> Result<O
         return Ok(Some(format!("{} is not as farmctl wrote it", env.display())));
     }
     Ok(None)
+}
+
+/// Gives the session's copy more room, if it has a size and is filling up.
+///
+/// # Errors
+/// When it is lost already, or there is no room.
+pub fn grow(app: &App, session: &Session, site: &Site<'_>) -> Result<Option<Growth>> {
+    let release = release_of(app, &session.version)?;
+    storage::named(&release.storage, site)?.grow_copy(&session.name)
+}
+
+/// The session's copy, where its storage keeps one.
+///
+/// # Errors
+/// When that cannot be found out.
+pub fn copy_of(app: &App, session: &Session, site: &Site<'_>) -> Result<Option<SessionCopy>> {
+    let release = release_of(app, &session.version)?;
+    let copies = storage::named(&release.storage, site)?.copies()?;
+    Ok(copies.into_iter().find(|copy| copy.session == session.name))
 }
 
 /// Whether a path exists in a session, as the application sees it.

@@ -1,6 +1,7 @@
 //! `/etc/farmctl/node.toml`: how this machine keeps its volumes.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,9 @@ pub struct Settings {
     /// Size of LVM volumes, at least; a release that needs more gets more.
     #[serde(default = "volume_size")]
     pub volume_size: Size,
+    /// Room a session's classic snapshot begins with; default: as much as the volume.
+    #[serde(default)]
+    pub snapshot_size: Option<Size>,
 }
 
 /// A file system LVM volumes are given.
@@ -88,6 +92,48 @@ impl fmt::Display for FileSystem {
     }
 }
 
+/// What `farmctl storage init` made for volumes to stand on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Ground {
+    /// Version of this format; 1.
+    pub schema: u32,
+    /// Backend it is for: `lvm-thin`, `lvm` or `btrfs`.
+    pub backend: String,
+    /// What it lies on.
+    pub base: Base,
+    /// Name of the volume group; none for btrfs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Id of the node it belongs to.
+    pub node: String,
+}
+
+/// What a [`Ground`] lies on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Base {
+    /// A disk or partition, all of it.
+    Device(PathBuf),
+    /// A file of this size, through a loop device.
+    File {
+        /// Where.
+        path: PathBuf,
+        /// How large.
+        size: Size,
+    },
+}
+
+impl Base {
+    /// The device or file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Device(path) | Self::File { path, .. } => path,
+        }
+    }
+}
+
 /// What a storage backend must know of this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Site<'a> {
@@ -118,6 +164,7 @@ impl Default for Settings {
             thin_pool: None,
             file_system: FileSystem::default(),
             volume_size: volume_size(),
+            snapshot_size: None,
         }
     }
 }

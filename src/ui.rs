@@ -225,3 +225,13 @@ pub fn day(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds)
         .map_or_else(|_| "unknown".to_owned(), |time| time.strftime("%F").to_string())
 }
+/// A span of seconds as people read it.
+#[must_use]
+pub fn span(seconds: i64) -> String {
+    match seconds.max(0) {
+        time @ 0..=119 => format!("{time} s"),
+        time @ 120..=7199 => format!("{} min", time / 60),
+        time @ 7200..=172_799 => format!("{} h", time / 3600),
+        time => format!("{} days", time / 86_400),
+    }
+}

@@ -16,7 +16,7 @@ use crate::node::{Node, Object, Transaction};
 use crate::run::Shield;
 use crate::schroot;
 use crate::session;
-use crate::storage;
+use crate::storage::{self, Access};
 use crate::supervise;
 
 /// Removes one thing. Nothing there is fine.
@@ -27,6 +27,8 @@ pub fn remove(object: &Object, node: &Node) -> Result<()> {
     let layout = node.layout();
     match object {
         Object::Volume { storage, name } => storage::named(storage, &node.site())?.remove(name),
+        Object::Ground { ground } => storage::ground::dismantle(ground, &node.site()),
+        Object::Seal { storage, name } => seal(storage, name, node),
         Object::Chroot { name } => schroot::unregister(name),
         Object::Session { storage, name } => session::end(storage, name, &node.site()),
         Object::Sockets { app } => session::remove_sockets(layout, app),
@@ -35,6 +37,15 @@ pub fn remove(object: &Object, node: &Node) -> Result<()> {
         Object::Account { app } => account::remove(app),
         Object::Path { path } => remove_path(path, layout),
     }
+}
+
+/// Seals a volume again; one that is gone needs no seal.
+fn seal(storage: &str, name: &str, node: &Node) -> Result<()> {
+    let storage = storage::named(storage, &node.site())?;
+    if storage.list()?.iter().any(|volume| volume.name == name) {
+        return storage.seal(name, Access::ReadOnly);
+    }
+    Ok(())
 }
 
 fn remove_path(path: &Path, layout: &Layout) -> Result<()> {
@@ -203,6 +214,7 @@ impl Kept {
             objects.push(Object::Account { app: name.clone() });
             objects.push(Object::Path { path: layout.app_file(name) });
         }
+        objects.extend(node.ground()?.map(|ground| Object::Ground { ground }));
         for record in node.environments()? {
             objects.push(Object::Volume { storage: record.storage, name: record.volume });
             objects.push(Object::Chroot { name: layout::environment_chroot(&record.name) });

@@ -237,7 +237,7 @@ fn make(
         name: chroot,
         description: format!("farmctl environment {name}: Debian {}", making.archive.suite),
         stanza: storage
-            .stanza(&volume, Copies { size: making.source.profile.storage.snapshot_size })?,
+            .stanza(&volume, Copies::of(&making.source.profile.storage, node.settings()))?,
         fstab: schroot::source_fstab(),
         grants: making.source.profile.schroot.clone(),
         source_clone: true,

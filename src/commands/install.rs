@@ -213,7 +213,7 @@ fn install(
     schroot::register(&schroot::Definition {
         name: chroot,
         description: format!("farmctl release {name} {version}"),
-        stanza: storage.stanza(&volume, Copies { size: manifest.profile.storage.snapshot_size })?,
+        stanza: storage.stanza(&volume, Copies::of(&manifest.profile.storage, node.settings()))?,
         fstab: schroot::release_fstab(&session::binds(node.layout(), &manifest)),
         grants: manifest.profile.schroot.clone(),
         source_clone: false,

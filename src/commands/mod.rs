@@ -32,6 +32,7 @@ pub mod show;
 pub mod start;
 pub mod status;
 pub mod stop;
+pub mod storage;
 pub mod tend;
 pub mod verify;
 

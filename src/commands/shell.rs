@@ -1,17 +1,21 @@
-//! `farmctl shell`: enters a session, or an environment's source.
+//! `farmctl shell`: enters a session, or an environment.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::Context;
 use crate::error::{Exit, refuse};
 use crate::layout;
+use crate::node::{Node, Object};
+use crate::release::EnvironmentRecord;
 use crate::run;
 use crate::schroot;
+use crate::storage::{self, Access, Copies};
+use crate::undo;
 
 /// Enter an application's session, or with --source an environment
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl shell hello\n  farmctl shell hello --as-root -- ps aux\n  farmctl shell hello --source -- apt list --installed\n\nChanges in a session last until farmctl stop; changes in an environment's source\nlast, and go into every later bake."
+    after_help = "Examples:\n  farmctl shell hello\n  farmctl shell hello --as-root -- ps aux\n  farmctl shell hello --source -- apt list --installed\n  farmctl shell hello --source --write -- apt-get install less\n\nChanges in a session last until farmctl stop. With --source they are gone with the\nshell, unless --write is given: then they last, and go into every later bake."
 )]
 pub struct Args {
     /// The application, or with --source the environment
@@ -19,9 +23,12 @@ pub struct Args {
     /// As root instead of the application's user
     #[arg(long)]
     as_root: bool,
-    /// Enter the environment bakes are made from, as root
+    /// Enter a copy of the environment bakes are made from, as root
     #[arg(long)]
     source: bool,
+    /// With --source: the environment itself, unlocked as long as this lasts
+    #[arg(long, requires = "source")]
+    write: bool,
     /// A command instead of a shell
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -40,23 +47,60 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         .iter()
         .map(String::as_str)
         .collect();
-    let call = if args.source {
-        if node.environment(&args.name)?.is_none() {
+    let status = if args.source {
+        let Some(environment) = node.environment(&args.name)? else {
             return refuse(
                 format_args!("there is no environment {}", args.name),
                 "farmctl list shows what there is",
             );
+        };
+        if args.write {
+            in_source(&environment, &command, &node)?
+        } else {
+            in_copy(&environment, &command, &node)?
         }
-        schroot::enter_source(&layout::environment_chroot(&args.name), &command)
     } else {
         let started = super::started(&node, &args.name)?;
         let user = &started.manifest.profile.environment.user;
-        if args.as_root {
+        let call = if args.as_root {
             schroot::enter(&started.session.name, "root", &command)
         } else {
             schroot::enter_as(&started.session.name, user, &command)
-        }
+        };
+        call.interactive()?
     };
-    let status = call.interactive()?;
     Ok(if status == 0 { Exit::Done } else { Exit::Failed })
+}
+
+/// In a session of the environment, which ends with the command. schroot would not even
+/// enter the environment itself: it writes into what it begins, and that is sealed.
+fn in_copy(environment: &EnvironmentRecord, command: &[&str], node: &Node) -> Result<i32> {
+    let EnvironmentRecord { name, storage, volume, .. } = environment;
+    let mut transaction = node.begin("shell", &format!("env-{name}"))?;
+    let session = layout::session(&format!("env-{name}"), transaction.id());
+    let copies = Copies::default();
+    storage::named(storage, &node.site())?.check_copy(&session, volume, copies)?;
+    transaction.intend(Object::Session { storage: storage.clone(), name: session.clone() })?;
+    let status = schroot::begin(&session, &layout::environment_chroot(name))
+        .and_then(|_| schroot::enter(&session, "root", command).interactive());
+    undo::remove_all(node, transaction, &|_| ())
+        .with_context(|| format!("leaving environment {name}"))?;
+    status
+}
+
+/// In the environment itself, unlocked; locked again whatever happens: when farmctl is
+/// killed, by `gc`.
+fn in_source(environment: &EnvironmentRecord, command: &[&str], node: &Node) -> Result<i32> {
+    let EnvironmentRecord { name, storage, volume, .. } = environment;
+    let subject = format!("env-{name}");
+    let _lock = node.lock(&subject, "shell")?;
+    let mut transaction = node.begin("shell", &subject)?;
+    transaction.intend(Object::Seal { storage: storage.clone(), name: volume.clone() })?;
+    let status =
+        storage::named(storage, &node.site())?.seal(volume, Access::ReadWrite).and_then(|()| {
+            schroot::enter_source(&layout::environment_chroot(name), command).interactive()
+        });
+    undo::remove_all(node, transaction, &|_| ())
+        .with_context(|| format!("locking environment {name}"))?;
+    status
 }

@@ -10,6 +10,7 @@ use crate::node;
 use crate::probe;
 use crate::process;
 use crate::schroot;
+use crate::session;
 use crate::storage;
 use crate::supervise;
 use crate::ui;
@@ -40,6 +41,8 @@ struct Status {
     front: Option<FrontStatus>,
     storage: String,
     free_bytes: u64,
+    /// How full a thin pool's metadata is.
+    metadata_percent: Option<f64>,
 }
 
 #[derive(Serialize)]
@@ -48,7 +51,12 @@ struct SessionStatus {
     name: String,
     live: bool,
     begun: i64,
-    written_bytes: u64,
+    /// About; none where nobody counts it.
+    written_bytes: Option<u64>,
+    /// How much can be written before the session breaks; none where it cannot.
+    room_bytes: Option<u64>,
+    /// Whether it still has what was written.
+    whole: bool,
 }
 
 #[derive(Serialize)]
@@ -91,11 +99,19 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     if let (Some(session), Some(manifest)) = (&app.session, &manifest) {
         let live = schroot::is_live(&session.name)?;
         sound &= live;
+        let copy = session::copy_of(&app, session, &node.site())?;
+        let whole = copy.as_ref().is_none_or(|copy| copy.whole);
+        sound &= whole;
         session_status = Some(SessionStatus {
             name: session.name.clone(),
             live,
             begun: session.begun,
-            written_bytes: schroot::written(&session.name)?,
+            written_bytes: match &copy {
+                Some(copy) => copy.written,
+                None => Some(schroot::written(&session.name)?),
+            },
+            room_bytes: copy.and_then(|copy| copy.room),
+            whole,
         });
         let states = supervise::detect(node.layout()).states(&app.name)?;
         for process in &manifest.profile.processes {
@@ -133,6 +149,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         None => None,
     };
     let backend = release.map_or("directory", |release| release.storage.as_str());
+    let usage = storage::named(backend, &node.site())?.usage()?;
     let status = Status {
         state: match (&app.session, sound) {
             (None, _) => "stopped",
@@ -146,7 +163,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         processes,
         front,
         storage: backend.to_owned(),
-        free_bytes: storage::named(backend, &node.site())?.usage()?.free,
+        free_bytes: usage.free,
+        metadata_percent: usage.metadata_percent,
         name: app.name,
     };
     if args.json {
@@ -179,16 +197,20 @@ fn render(status: &Status, now: i64) -> String {
         ));
     }
     if let Some(session) = &status.session {
-        let live = if session.live { "" } else { ", not mounted" };
-        rows.push(row(
-            "session",
-            format!(
-                "{}, begun {} ago, {} written{live}",
-                session.name,
-                ago(now - session.begun),
-                ui::size(session.written_bytes)
-            ),
-        ));
+        let mut text = format!("{}, begun {} ago", session.name, ui::span(now - session.begun));
+        if let Some(written) = session.written_bytes {
+            text += &format!(", {} written", ui::size(written));
+        }
+        if let Some(room) = session.room_bytes {
+            text += &format!(" of {}", ui::size(room));
+        }
+        if !session.whole {
+            text += ", its snapshot got full: what it wrote is lost";
+        }
+        if !session.live {
+            text += ", not mounted";
+        }
+        rows.push(row("session", text));
     }
     for process in &status.processes {
         let pid = process.pid.map_or(String::new(), |pid| format!(", pid {pid}"));
@@ -198,7 +220,7 @@ fn render(status: &Status, now: i64) -> String {
             format!(", {} workers", process.workers)
         };
         let since =
-            process.since.map_or(String::new(), |since| format!(", up {}", ago(now - since)));
+            process.since.map_or(String::new(), |since| format!(", up {}", ui::span(now - since)));
         let memory = if process.memory_bytes == 0 {
             String::new()
         } else {
@@ -215,21 +237,15 @@ fn render(status: &Status, now: i64) -> String {
         let published = if front.published { "" } else { " (not published)" };
         rows.push(row("front", format!("{}{published}", front.address)));
     }
-    rows.push(row("storage", format!("{}, {} free", status.storage, ui::size(status.free_bytes))));
+    let metadata = status
+        .metadata_percent
+        .map_or(String::new(), |percent| format!(", metadata {percent:.0} % full"));
+    let free = ui::size(status.free_bytes);
+    rows.push(row("storage", format!("{}, {free} free{metadata}", status.storage)));
     if status.state == "broken" {
         rows.push(row("hint", format!("farmctl start {} brings it back", status.name)));
     }
     ui::table(&rows)
-}
-
-/// A span of seconds as people read it.
-fn ago(seconds: i64) -> String {
-    match seconds.max(0) {
-        time @ 0..=119 => format!("{time} s"),
-        time @ 120..=7199 => format!("{} min", time / 60),
-        time @ 7200..=172_799 => format!("{} h", time / 3600),
-        time => format!("{} days", time / 86_400),
-    }
 }
 
 #[cfg(test)]
@@ -248,7 +264,9 @@ mod tests {
                 name: "fs-shop-1".to_owned(),
                 live: true,
                 begun: 100,
-                written_bytes: 2048,
+                written_bytes: Some(2048),
+                room_bytes: None,
+                whole: true,
             }),
             processes: vec![ProcessStatus {
                 name: "web".to_owned(),
@@ -265,6 +283,7 @@ mod tests {
             }),
             storage: "directory".to_owned(),
             free_bytes: 5 << 30,
+            metadata_percent: None,
         };
         insta::assert_snapshot!(render(&status, 400), @r"
         shop         running

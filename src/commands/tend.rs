@@ -6,10 +6,18 @@ use anyhow::Result;
 
 use super::Context;
 use crate::error::{self, Exit};
-use crate::node::Node;
+use crate::node::{self, Node};
+use crate::release::{App, Session};
 use crate::run;
+use crate::schroot;
 use crate::serve;
+use crate::session;
+use crate::storage::{self, Growth};
 use crate::supervise;
+use crate::ui;
+
+/// How long before storage is full its filling up is worth a warning, in seconds: a day.
+const WARNED: i64 = 86_400;
 
 /// Bring back every application that should run and does not
 #[derive(Debug, clap::Args)]
@@ -41,8 +49,46 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
 }
 
+/// Gives a session's snapshot more room ahead of need, and warns of storage that will be
+/// full.
+fn watch(app: &App, session: &Session, node: &Node, context: &Context) -> Result<()> {
+    let name = &app.name;
+    if let Some(Growth { from, to }) = session::grow(app, session, &node.site())? {
+        let (from, to) = (ui::size(from), ui::size(to));
+        context.ui.step(format!("{name}: snapshot of {} grown from {from} to {to}", session.name));
+    }
+    let Some(release) = app.release(&session.version) else { return Ok(()) };
+    let storage = storage::named(&release.storage, &node.site())?;
+    let usage = storage.usage()?;
+    let copy = session::copy_of(app, session, &node.site())?;
+    if let Some((written, room)) = copy.and_then(|copy| copy.written.zip(copy.room)) {
+        let left = room.saturating_sub(written) + usage.free;
+        match storage::lasts(written, node::now() - session.begun, left) {
+            Some(seconds) if seconds < WARNED => context.ui.warn(format!(
+                "{name}: session {} has filled its storage in about {} if it goes on writing",
+                session.name,
+                ui::span(seconds)
+            )),
+            _ => {}
+        }
+    }
+    if usage.metadata_percent.is_some() && usage.free < usage.total / 5 {
+        let (free, total) = (ui::size(usage.free), ui::size(usage.total));
+        context.ui.warn(format!("{name}: only {free} of its thin pool's {total} are free"));
+    }
+    Ok(())
+}
+
 fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
     let supervisor = supervise::detect(node.layout());
+    if !args.dry_run {
+        if let Some(ground) = node.ground()? {
+            if storage::ground::attach(&ground, &node.site())? {
+                context.ui.step(format!("attached {}", ground.base.path().display()));
+            }
+        }
+        schroot::restore_guards()?;
+    }
     let mut exit = Exit::Done;
     for app in node.apps()? {
         let Some(session) = app.session.clone() else { continue };
@@ -57,9 +103,10 @@ fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
         // An application another farmctl is changing is not to be tended now.
         let Ok(_lock) = node.lock(&app.name, "tend") else { continue };
         let say = |text: &str| context.ui.step(format!("{}: {text}", app.name));
-        if let Err(error) =
+        let tended = watch(&app, &session, node, context).and_then(|()| {
             serve::restore(&app, &session, &manifest, node, supervisor.as_ref(), &say)
-        {
+        });
+        if let Err(error) = tended {
             run::check_interrupted()?;
             context.ui.error(&error::render(&error.context(format!("tending {}", app.name))));
             exit = Exit::Failed;

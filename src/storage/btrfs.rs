@@ -219,7 +219,7 @@ impl Storage for Btrfs {
         let copy = |session: String| SessionCopy {
             session,
             origin: String::new(),
-            written: 0,
+            written: None,
             room: None,
             whole: true,
         };

@@ -8,6 +8,7 @@
 mod btrfs;
 mod choice;
 mod directory;
+pub mod ground;
 mod lvm;
 mod shelf;
 
@@ -19,8 +20,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::refuse;
 use crate::mount::Mount;
+use crate::profile::Volumes;
 use crate::run::Tool;
-use crate::settings::Site;
+use crate::settings::{Settings, Site};
 use crate::size::Size;
 
 pub use choice::{Choice, choose};
@@ -83,6 +85,14 @@ pub struct Copies {
     pub size: Option<Size>,
 }
 
+impl Copies {
+    /// As the profile says, else as the node's settings do.
+    #[must_use]
+    pub fn of(profile: &Volumes, settings: &Settings) -> Self {
+        Self { size: profile.snapshot_size.or(settings.snapshot_size) }
+    }
+}
+
 /// A session's writable copy as its storage sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SessionCopy {
@@ -90,9 +100,10 @@ pub struct SessionCopy {
     pub session: String,
     /// Volume it is a copy of.
     pub origin: String,
-    /// Bytes that differ from the volume, about.
-    pub written: u64,
-    /// Bytes that can differ before it breaks; none where only the whole place can get full.
+    /// Bytes that differ from the volume, about; none where nobody counts them.
+    pub written: Option<u64>,
+    /// Bytes that can differ before it breaks; none where it has room for all, or only the
+    /// whole place can get full.
     pub room: Option<u64>,
     /// Whether it still holds what the session wrote.
     pub whole: bool,
@@ -256,6 +267,18 @@ pub trait Storage: std::fmt::Debug {
     fn remove_copy(&self, session: &str) -> Result<()>;
 }
 
+/// How many seconds `left` bytes last when `written` were written in the `elapsed` seconds
+/// before; none when nothing was, or the time is too short to tell.
+#[must_use]
+pub fn lasts(written: u64, elapsed: i64, left: u64) -> Option<i64> {
+    let elapsed = u64::try_from(elapsed).ok().filter(|elapsed| *elapsed >= MEASURED)?;
+    let seconds = u128::from(left) * u128::from(elapsed) / u128::from(written).max(1);
+    (written > 0).then(|| i64::try_from(seconds).unwrap_or(i64::MAX))
+}
+
+/// Seconds after which a session's writing says something about its pace.
+const MEASURED: u64 = 60;
+
 /// Names of all backends, the best first.
 pub const NAMES: [&str; 4] = ["lvm-thin", "lvm", "btrfs", "directory"];
 
@@ -291,4 +314,18 @@ pub fn all(site: &Site<'_>) -> Result<Vec<Box<dyn Storage>>> {
         }
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_lasts_as_long_as_the_pace_says() {
+        // 1 MiB a second, 3 hours of it left.
+        assert_eq!(lasts(100 << 20, 100, 10_800 << 20), Some(10_800));
+        assert_eq!(lasts(0, 100, 1), None);
+        assert_eq!(lasts(1, 59, 1), None);
+        assert_eq!(lasts(1, i64::MAX, u64::MAX), Some(i64::MAX));
+    }
 }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use nix::mount::MsFlags;
 
+pub use self::report::groups;
 use self::report::{Group, LVS, LogicalVolume};
 use super::directory::copying;
 use super::{Access, Copies, Growth, Mark, SessionCopy, Stanza, Storage, Tree, Usage, Volume};
@@ -71,7 +72,7 @@ fn call(tool: &Tool) -> Invocation {
 
 /// A call that changes volumes. It goes on when farmctl is killed: one that is killed
 /// between suspending a device and resuming it makes everything hang that uses it.
-fn changing(tool: &Tool) -> Invocation {
+pub fn changing(tool: &Tool) -> Invocation {
     call(tool).surviving()
 }
 
@@ -313,8 +314,30 @@ fn remove(volume: &LogicalVolume) -> Result<()> {
 /// Groups that `farmctl storage init` made on this node.
 fn made_by(node: Option<&str>, groups: Vec<Group>) -> Vec<Group> {
     let Some(node) = node else { return Vec::new() };
-    let tag = format!("{NODE_TAG}={node}");
+    let tag = node_tag(node);
     groups.into_iter().filter(|group| group.tags.contains(&tag)).collect()
+}
+
+/// The tag of everything of a node.
+pub fn node_tag(node: &str) -> String {
+    format!("{NODE_TAG}={node}")
+}
+
+/// Names of the volumes in a group, whoever's they are.
+///
+/// # Errors
+/// When LVM cannot be asked.
+pub fn names_in(group: &str) -> Result<Vec<String>> {
+    let volumes = report::volumes()?.into_iter().filter(|volume| volume.group == group);
+    Ok(volumes.map(|volume| volume.name).collect())
+}
+
+/// Whether a group has a volume without a device.
+///
+/// # Errors
+/// When LVM cannot be asked.
+pub fn is_inactive(group: &str) -> Result<bool> {
+    Ok(report::volumes()?.iter().any(|volume| volume.group == group && !volume.active))
 }
 
 /// Which of the two backends a machine is set up for, if any, and why.
@@ -412,6 +435,12 @@ impl Storage for Lvm {
         // LVM fails when it is so already.
         if volume.writeable == (access == Access::ReadWrite) {
             return Ok(());
+        }
+        if volume.open && access == Access::ReadOnly {
+            return refuse(
+                format_args!("{} is in use", volume.path()),
+                format!("findmnt {} and lsof show by what", volume.device()),
+            );
         }
         let permission = if access == Access::ReadWrite { "rw" } else { "r" };
         changing(&LVCHANGE)

@@ -5,18 +5,19 @@ use anyhow::Result;
 use super::report::{self, LogicalVolume};
 use super::{Kind, Lvm, NODE_TAG, SESSION_TAG, changing};
 use crate::error::refuse;
-use crate::run::Tool;
+use crate::run::{Invocation, Tool};
 use crate::size::Size;
 use crate::storage::{Copies, Growth, SessionCopy};
 
 const LVEXTEND: Tool = Tool { name: "lvextend", package: "lvm2" };
+const DMSETUP: Tool = Tool { name: "dmsetup", package: "dmsetup" };
 
 /// How full a pool may be, in percent, when something is begun in it: when it is full, every
 /// session in it fails at once.
 const POOL_LIMIT: f64 = 90.0;
 /// How full a small snapshot may get before it is given more room, in percent. It is
-/// looked at once a minute or so; what is left has to last that long.
-const GROW_AT: f64 = 60.0;
+/// looked at twice a minute; what is left has to last that long.
+const GROW_AT: f64 = 50.0;
 
 /// Refuses a pool that is nearly full.
 pub fn check_pool(pool: &LogicalVolume) -> Result<()> {
@@ -34,6 +35,14 @@ pub fn check_pool(pool: &LogicalVolume) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The call that lets a device go on that was suspended. In device names every `-` of a
+/// group's or volume's name is doubled (lvm(8)).
+fn resuming(volume: &LogicalVolume) -> Invocation {
+    let escape = |name: &str| name.replace('-', "--");
+    let name = format!("{}-{}", escape(&volume.group), escape(&volume.name));
+    changing(&DMSETUP).args(["resume", &name])
 }
 
 /// Room a snapshot needs so that all of its origin can change, in bytes: every chunk (4 KiB)
@@ -99,16 +108,27 @@ impl Lvm {
         let ours = |copy: &LogicalVolume| {
             self.is_ours(copy) && self.is_of_kind(copy) && copy.has(SESSION_TAG)
         };
-        let copies = report::volumes()?.into_iter().filter(ours);
-        Ok(copies
-            .map(|copy| SessionCopy {
-                written: copy.used(),
-                room: (self.kind == Kind::Classic).then_some(copy.size),
+        let all = report::volumes()?;
+        let copies = all.iter().filter(|copy| ours(copy)).map(|copy| {
+            let origin =
+                all.iter().find(|volume| volume.group == copy.group && volume.name == copy.origin);
+            let origin_size = origin.map_or(u64::MAX, |origin| origin.size);
+            let (written, room) = match self.kind {
+                Kind::Classic => (copy.used(), (copy.size < origin_size).then_some(copy.size)),
+                // What a thin snapshot has mapped is at first what its origin has.
+                Kind::Thin => {
+                    (copy.used().saturating_sub(origin.map_or(0, LogicalVolume::used)), None)
+                }
+            };
+            SessionCopy {
+                written: Some(written),
+                room,
                 whole: !copy.invalid,
-                session: copy.name,
-                origin: copy.origin,
-            })
-            .collect())
+                session: copy.name.clone(),
+                origin: copy.origin.clone(),
+            }
+        });
+        Ok(copies.collect())
     }
 
     pub(super) fn grow(&self, session: &str) -> Result<Option<Growth>> {
@@ -145,10 +165,18 @@ impl Lvm {
                 "farmctl gc, farmctl remove NAME --release VERSION, or vgextend",
             );
         }
-        changing(&LVEXTEND)
+        let extended = changing(&LVEXTEND)
             .args(["--quiet", "--size", &Size::of_bytes(wanted).argument()])
             .arg(copy.path())
-            .run()?;
+            .run();
+        if extended.is_err() {
+            // It got full in between: LVM fails then and leaves the origin suspended, which
+            // hangs all its sessions.
+            for volume in [origin, &copy] {
+                resuming(volume).outcome()?;
+            }
+        }
+        extended?;
         Ok(Some(Growth { from: copy.size, to: wanted }))
     }
 }
