@@ -136,9 +136,16 @@ pub fn source_fstab() -> String {
     FSTAB.to_owned()
 }
 
-/// Mount points of an [`release_fstab`], as the application sees them.
-#[must_use]
-pub fn parse_fstab(text: &str) -> Vec<PathBuf> {
+/// What schroot mounts in sessions of a chroot, as the application sees it.
+///
+/// # Errors
+/// When its fstab(5) cannot be read.
+pub fn mount_points(chroot: &str) -> Result<Vec<PathBuf>> {
+    Ok(parse_fstab(&file::read_if_there(&fstab(chroot))?.unwrap_or_default()))
+}
+
+/// The mount points of a [`release_fstab`].
+fn parse_fstab(text: &str) -> Vec<PathBuf> {
     text.lines()
         .filter_map(|line| line.split(' ').nth(1))
         .map(|field| PathBuf::from(mount::unescape(field)))
@@ -747,6 +754,13 @@ pub fn enter_source(chroot: &str, command: &[&str]) -> Invocation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mount_points_are_read_as_they_were_written() {
+        let bind = (PathBuf::from("/srv/a"), PathBuf::from("/srv/it's # 1\\040 \tb"));
+        let points = parse_fstab(&release_fstab(std::slice::from_ref(&bind)));
+        assert_eq!((points.len(), points.last()), (8, Some(&bind.1)));
+    }
 
     fn hello() -> Definition {
         Definition {

@@ -80,7 +80,7 @@ pub fn start_processes(
             release: manifest.version.clone(),
             session: session.name.clone(),
             mount: mount.to_owned(),
-            mounts: session::mount_points(node.layout(), manifest, &session.name),
+            mounts: session::mount_points(manifest, &session.name)?,
             uid: app.uid,
             gid: crate::account::gid(&app.name)?,
             stop: process.stop.clone(),

@@ -230,16 +230,18 @@ fn release_of<'a>(app: &'a App, version: &str) -> Result<&'a Release> {
     app.release(version).with_context(|| format!("{} has no release {version}", app.name))
 }
 
-/// What is mounted in a session of the release: the session itself, and what its
-/// fstab(5) names.
-#[must_use]
-pub fn mount_points(layout: &Layout, manifest: &Manifest, session: &str) -> Vec<PathBuf> {
+/// What is mounted in a session of the release: the session itself, and what the
+/// fstab(5) it was begun with names.
+///
+/// # Errors
+/// When that cannot be read.
+pub fn mount_points(manifest: &Manifest, session: &str) -> Result<Vec<PathBuf>> {
     let root = schroot::mount_of(session);
-    let inside = schroot::parse_fstab(&schroot::release_fstab(&binds(layout, manifest)));
+    let inside = schroot::mount_points(&layout::release_chroot(&manifest.name, &manifest.version))?;
     let beneath = |path: PathBuf| root.join(path.strip_prefix("/").unwrap_or(&path));
     let mut points: Vec<PathBuf> = inside.into_iter().map(beneath).collect();
     points.insert(0, root);
-    points
+    Ok(points)
 }
 
 /// What is not as [`open`] and [`recover`] leave a session, if something is. Somebody
@@ -254,7 +256,7 @@ pub fn flaw(layout: &Layout, manifest: &Manifest, session: &Session) -> Result<O
     }
     let mounted = mount::mount_points()?;
     let sockets = layout.sockets(&manifest.name);
-    let wanted = mount_points(layout, manifest, &session.name);
+    let wanted = mount_points(manifest, &session.name)?;
     for point in wanted.iter().chain([&sockets]) {
         match mounted.iter().filter(|other| *other == point).count() {
             1 => {}
