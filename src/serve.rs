@@ -223,16 +223,20 @@ pub fn restore(
     let runs = |process: &Process| {
         states.iter().any(|state| state.process == process.name && state.runs())
     };
+    let mut started = Ok(());
     if !manifest.profile.processes.iter().all(runs) {
         say("starting the processes");
         repaired = true;
-        start_processes(app, session, manifest, &mount, node, supervisor)?;
+        started = start_processes(app, session, manifest, &mount, node, supervisor);
     }
+    // Also when a process does not start: it need not be the one requests go to.
     if manifest.profile.front.is_some() && !front::is_published(node.layout(), manifest)? {
         say("publishing the vhost");
         repaired = true;
-        publish_front(app, session, manifest, node)?;
+        let published = publish_front(app, session, manifest, node);
+        started = started.and(published.map(|_| ()));
     }
+    started?;
     Ok(repaired)
 }
 
