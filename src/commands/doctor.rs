@@ -46,13 +46,16 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         tools("bootstrap and bake", debian::TOOLS.iter().chain(&chroot::TOOLS)),
         tools("sessions", schroot::TOOLS.iter().chain(&account::TOOLS)),
         tools("processes", supervisor.tools().iter()),
-        match supervisor.check() {
-            Ok(()) => good("supervisor", supervisor.describe()),
-            Err(error) => bad("supervisor", explained(&supervisor.describe(), &error)),
-        },
         tools("front", front::TOOLS.iter()),
         keyring(),
     ];
+    // Missing programs are named already.
+    if supervisor.tools().iter().all(|tool| tool.path().is_some()) {
+        findings.push(match supervisor.check() {
+            Ok(()) => good("supervisor", supervisor.describe()),
+            Err(error) => bad("supervisor", explained(&supervisor.describe(), &error)),
+        });
+    }
     findings.push(match storage.check() {
         Ok(()) => good("storage", choice.to_string()),
         Err(error) => bad("storage", format!("{error:#}")),

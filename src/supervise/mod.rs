@@ -105,7 +105,7 @@ impl ProcessState {
 pub enum Position {
     /// Bytes in its log file.
     Offset(u64),
-    /// The newest entry of the journal; none if it was empty.
+    /// Its newest entry in the journal; none if it had none.
     Cursor(Option<String>),
 }
 
@@ -127,10 +127,11 @@ pub trait Supervise: fmt::Debug {
     fn describe(&self) -> String;
     /// Programs it needs on the host.
     fn tools(&self) -> &'static [&'static Tool];
-    /// Whether the machine has what this supervisor needs, and nothing of it is broken.
+    /// Whether it can work here, and nothing of ours in it is broken. Its
+    /// [`Supervise::tools`] are there.
     ///
     /// # Errors
-    /// Saying what is missing or broken.
+    /// Saying what is wrong.
     fn check(&self) -> Result<()>;
     /// Starts an application's processes, and ends what still runs in their sessions
     /// unsupervised. What runs already as wanted is left alone. Answers at once;

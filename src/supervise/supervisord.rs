@@ -276,7 +276,6 @@ impl Supervise for Supervisord {
     }
 
     fn check(&self) -> Result<()> {
-        run::require(&TOOLS)?;
         let module = Invocation::of(&PYTHON).args(["-I", "-c", "import supervisor.xmlrpc"]);
         if module.outcome()?.success() {
             return Ok(());
