@@ -92,15 +92,11 @@ fn settle() -> Result<()> {
     Ok(())
 }
 
-/// The newest entry of the journal, whoever's it is.
-pub(super) fn position() -> Result<Option<String>> {
-    let call = Invocation::of(&JOURNALCTL).args([
-        "--quiet",
-        "--output=json",
-        "--lines=1",
-        "--output-fields=_SYSTEMD_UNIT",
-    ]);
-    Ok(entries(&call)?.pop().map(|entry| entry.cursor))
+/// The newest entry of these units. It must be one of theirs: `--after-cursor` takes the
+/// first entry that matches for the one with the cursor, and passes over it.
+pub(super) fn position(units: &[&str]) -> Result<Option<String>> {
+    settle()?;
+    Ok(entries(&reading(units).arg("--lines=1"))?.pop().map(|entry| entry.cursor))
 }
 
 /// What a unit has printed since.
@@ -118,10 +114,9 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// Begins where the journal ends now.
-    pub(super) fn begin() -> Result<Self> {
-        settle()?;
-        Ok(Self { from: position()?, shown: BTreeSet::new() })
+    /// Begins where the output of these units stands now.
+    pub(super) fn begin(units: &[&str]) -> Result<Self> {
+        Ok(Self { from: position(units)?, shown: BTreeSet::new() })
     }
 
     /// The last lines of a unit.
@@ -131,8 +126,8 @@ impl Tail {
         Ok(lines(&entries))
     }
 
-    /// Passes on each line (unit, text) that has not been shown, as it is printed, until
-    /// the user interrupts or `take` breaks.
+    /// Passes on each line (unit, text) of the units it began with that has not been shown,
+    /// as it is printed, until the user interrupts or `take` breaks.
     pub(super) fn follow(
         &self,
         units: &[&str],

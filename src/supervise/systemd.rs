@@ -22,7 +22,7 @@ use crate::error::refuse;
 use crate::file;
 use crate::layout::{Layout, SYSTEMD_UNITS};
 use crate::place;
-use crate::run::{self, Tool};
+use crate::run::Tool;
 
 const TOOLS: [&Tool; 3] = [&SYSTEMCTL, &journal::JOURNALCTL, &entry::CHROOT];
 /// The oldest systemd that has what is used here: `--timestamp=unix` came last.
@@ -180,7 +180,6 @@ impl Supervise for Systemd {
     }
 
     fn check(&self) -> Result<()> {
-        run::require(&TOOLS)?;
         let version = systemctl::version()?;
         if version < OLDEST {
             return refuse(
@@ -266,8 +265,8 @@ impl Supervise for Systemd {
         Ok(apps)
     }
 
-    fn position(&self, _app: &str, _process: &str) -> Result<Position> {
-        journal::position().map(Position::Cursor)
+    fn position(&self, app: &str, process: &str) -> Result<Position> {
+        journal::position(&[&self.names.process(app, process)]).map(Position::Cursor)
     }
 
     fn lines_since(&self, app: &str, process: &str, since: &Position) -> Result<Vec<String>> {
@@ -285,9 +284,10 @@ impl Supervise for Systemd {
         until: Until,
         take: &mut Take<'_>,
     ) -> Result<()> {
-        let mut tail = journal::Tail::begin()?;
-        let units: Vec<String> =
+        let names: Vec<String> =
             processes.iter().map(|process| self.names.process(app, process)).collect();
+        let units: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut tail = journal::Tail::begin(&units)?;
         for (process, unit) in processes.iter().zip(&units) {
             for line in tail.last_lines(unit, count)? {
                 if take(process, &line).is_break() {
@@ -298,7 +298,6 @@ impl Supervise for Systemd {
         if until == Until::Now {
             return Ok(());
         }
-        let units: Vec<&str> = units.iter().map(String::as_str).collect();
         tail.follow(&units, &mut |unit, line| {
             let process = self.names.parse(unit).map_or(unit, |(_, process)| process);
             take(process, line)
