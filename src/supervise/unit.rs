@@ -143,7 +143,8 @@ pub(super) fn render_process(
         "# Written by farmctl; changes are lost.\n\
          [Unit]\n\
          Description={app} {release}: process {process}\n\
-         After=network.target\n\
+         # At shutdown volumes are taken away after it.\n\
+         After=network.target blk-availability.service\n\
          # At shutdown nginx hands on its last requests first.\n\
          Before=nginx.service\n\
          RequiresMountsFor={mounts}\n\
@@ -293,7 +294,8 @@ mod tests {
         # Written by farmctl; changes are lost.
         [Unit]
         Description=my-shop 1.4.2: process web-2
-        After=network.target
+        # At shutdown volumes are taken away after it.
+        After=network.target blk-availability.service
         # At shutdown nginx hands on its last requests first.
         Before=nginx.service
         RequiresMountsFor=/run/schroot/mount/fs-my-shop-1 /run/schroot/mount/fs-my-shop-1/run
