@@ -4,6 +4,7 @@
 //! with chroot(8), which execs through to it. `schroot -r` in between would pass on one
 //! signal and swallow the next.
 
+mod configuration;
 mod entry;
 mod journal;
 mod supervisord;

@@ -4,7 +4,6 @@
 //! generated: one file for the daemon, one for each application. It is spoken to by
 //! XML-RPC through the transport of Debian's own `supervisor` package.
 
-use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -15,14 +14,14 @@ use nix::fcntl::Flock;
 use nix::unistd::Group;
 use serde::Deserialize;
 
-use super::{Position, ProcessState, Program, State, Supervise, Take, Until, entry};
+use super::{Position, ProcessState, Program, State, Supervise, Take, Until, configuration, entry};
 use crate::error::refuse;
 use crate::file;
 use crate::layout::Layout;
 use crate::log::{self, Follower};
 use crate::place::{self, Occupant, Place};
 use crate::process;
-use crate::run::{self, Invocation, Tool, check_interrupted, poll_until, quote};
+use crate::run::{self, Invocation, Tool, check_interrupted, poll_until};
 
 const SUPERVISORD: Tool = Tool { name: "supervisord", package: "supervisor" };
 const PYTHON: Tool = Tool { name: "python3", package: "python3" };
@@ -34,13 +33,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long another farmctl may hold the lock: it waits for supervisord and for orphans.
 const LOCKED: Duration = Duration::from_secs(60);
-/// A process that lives this long, in seconds, has been started.
-const START_SECONDS: u32 = 2;
-/// How often one that does not is started again; supervisord waits a second more each time.
-const START_RETRIES: u32 = 10;
-/// Size at which a log is rotated, and how many older ones are kept.
-const LOG_SIZE: &str = "10MB";
-const LOGS_KEPT: u32 = 5;
 /// The script that speaks to supervisord.
 const RPC: &str = include_str!("rpc.py");
 
@@ -204,7 +196,7 @@ impl Supervisord {
         if let Some(runtime) = self.layout.supervisor_socket().parent() {
             file::make_directory(runtime, 0o755)?;
         }
-        let text = render_daemon(&self.layout, entry::descriptors()?);
+        let text = configuration::render_daemon(&self.layout, entry::descriptors()?);
         file::publish_if_new(&self.configuration(), &text, 0o644)?;
         Ok(())
     }
@@ -295,7 +287,7 @@ impl Supervise for Supervisord {
         for program in programs {
             make_log(&self.layout.process_log(app, &program.process))?;
         }
-        let text = render_application(&self.layout, app, programs)?;
+        let text = configuration::render_application(&self.layout, app, programs)?;
         file::publish(&self.application(app), text.as_bytes(), 0o644)?;
         if self.daemon()?.is_none() {
             self.launch()?;
@@ -343,7 +335,7 @@ impl Supervise for Supervisord {
     }
 
     fn restart(&self, app: &str, process: &str) -> Result<()> {
-        let name = format!("{app}:{}", program_name(app, process));
+        let name = format!("{app}:{}", configuration::program_name(app, process));
         if self.daemon()?.is_none() {
             return refuse(
                 format_args!("supervisord does not run, so process {process} does not either"),
@@ -351,7 +343,9 @@ impl Supervise for Supervisord {
             );
         }
         let infos = self.infos(app)?;
-        let Some(info) = infos.iter().find(|info| info.name == program_name(app, process)) else {
+        let Some(info) =
+            infos.iter().find(|info| info.name == configuration::program_name(app, process))
+        else {
             return refuse(
                 format_args!("supervisord does not know process {process} of {app}"),
                 format!("farmctl start {app}"),
@@ -425,11 +419,6 @@ impl Supervise for Supervisord {
     }
 }
 
-/// Names of programs are unique in all of supervisord, not only in their group.
-fn program_name(app: &str, process: &str) -> String {
-    format!("{app}.{process}")
-}
-
 fn state(name: &str) -> State {
     match name {
         "RUNNING" => State::Running,
@@ -454,176 +443,9 @@ fn process_state(app: &str, info: &Info) -> ProcessState {
     }
 }
 
-/// A value of supervisord's configuration: `%` begins an expansion, ` ;` a comment.
-fn literal(value: &str) -> String {
-    value.replace('%', "%%")
-}
-
-/// supervisord.conf(5). `umask` is that of the processes as well.
-fn render_daemon(layout: &Layout, descriptors: u64) -> String {
-    let path = |path: PathBuf| literal(&path.to_string_lossy());
-    format!(
-        "; Written by farmctl; changes are lost.\n\
-         [unix_http_server]\n\
-         file={socket}\n\
-         chmod=0700\n\
-         \n\
-         [supervisord]\n\
-         identifier=farmctl\n\
-         logfile={log}\n\
-         logfile_maxbytes={LOG_SIZE}\n\
-         logfile_backups={LOGS_KEPT}\n\
-         pidfile={pid}\n\
-         directory=/\n\
-         umask=022\n\
-         minfds={descriptors}\n\
-         nocleanup=true\n\
-         \n\
-         [rpcinterface:supervisor]\n\
-         supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
-         \n\
-         [include]\n\
-         files={apps}/*.conf\n",
-        socket = path(layout.supervisor_socket()),
-        log = path(layout.logs().join("supervisord.log")),
-        pid = path(layout.supervisor_pid()),
-        apps = path(layout.supervisor().join("apps")),
-    )
-}
-
-/// The group and the programs of an application. They are started by order, not with
-/// the daemon: what their sessions are is not its business.
-fn render_application(layout: &Layout, app: &str, programs: &[Program]) -> Result<String> {
-    let names: Vec<String> =
-        programs.iter().map(|program| program_name(app, &program.process)).collect();
-    let mut text = format!(
-        "; Written by farmctl; changes are lost.\n[group:{app}]\nprograms={}\n",
-        names.join(",")
-    );
-    for (program, name) in programs.iter().zip(&names) {
-        let command: Vec<String> =
-            entry::command(program)?.iter().map(|word| quote(word)).collect();
-        let _ = write!(
-            text,
-            "\n\
-             [program:{name}]\n\
-             command={command}\n\
-             directory=/\n\
-             autostart=false\n\
-             autorestart=true\n\
-             startsecs={START_SECONDS}\n\
-             startretries={START_RETRIES}\n\
-             stopsignal={signal}\n\
-             stopwaitsecs={within}\n\
-             stopasgroup=false\n\
-             killasgroup=true\n\
-             redirect_stderr=true\n\
-             stdout_logfile={log}\n\
-             stdout_logfile_maxbytes={LOG_SIZE}\n\
-             stdout_logfile_backups={LOGS_KEPT}\n",
-            command = literal(&command.join(" ")),
-            signal = program.stop.signal,
-            within = program.stop.within.0,
-            log = literal(&layout.process_log(app, &program.process).to_string_lossy()),
-        );
-    }
-    Ok(text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::profile::{Reload, Stop};
-
-    #[test]
-    fn the_daemon_has_a_socket_and_files_of_its_own() {
-        insta::assert_snapshot!(render_daemon(&Layout::new("/", None), 65_536), @r"
-        ; Written by farmctl; changes are lost.
-        [unix_http_server]
-        file=/run/farmctl/supervisor.sock
-        chmod=0700
-
-        [supervisord]
-        identifier=farmctl
-        logfile=/var/log/farmctl/supervisord.log
-        logfile_maxbytes=10MB
-        logfile_backups=5
-        pidfile=/run/farmctl/supervisord.pid
-        directory=/
-        umask=022
-        minfds=65536
-        nocleanup=true
-
-        [rpcinterface:supervisor]
-        supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
-
-        [include]
-        files=/var/lib/farmctl/supervisor/apps/*.conf
-        ");
-    }
-
-    #[test]
-    fn a_process_is_entered_with_chroot_and_restarted_when_it_dies() {
-        let session = tempfile::tempdir().expect("a temporary directory");
-        fs::create_dir(session.path().join("etc")).expect("it is writable");
-        fs::write(session.path().join("etc/passwd"), "app:x:200000:200000::/home/app:/bin/bash\n")
-            .expect("it is writable");
-        let program = |process: &str| Program {
-            process: process.to_owned(),
-            release: "1.4.2".to_owned(),
-            session: "fs-shop-1".to_owned(),
-            mount: session.path().to_owned(),
-            mounts: Vec::new(),
-            uid: 200_000,
-            gid: 200_000,
-            stop: Stop::default(),
-            reload: Reload::Restart,
-        };
-        let text = render_application(
-            &Layout::new("/", None),
-            "shop",
-            &[program("web"), program("worker-2")],
-        )
-        .expect("the session has the user")
-        .replace(&session.path().display().to_string(), "/run/schroot/mount/fs-shop-1");
-        insta::assert_snapshot!(text, @r"
-        ; Written by farmctl; changes are lost.
-        [group:shop]
-        programs=shop.web,shop.worker-2
-
-        [program:shop.web]
-        command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run web
-        directory=/
-        autostart=false
-        autorestart=true
-        startsecs=2
-        startretries=10
-        stopsignal=TERM
-        stopwaitsecs=30
-        stopasgroup=false
-        killasgroup=true
-        redirect_stderr=true
-        stdout_logfile=/var/log/farmctl/shop/web.log
-        stdout_logfile_maxbytes=10MB
-        stdout_logfile_backups=5
-
-        [program:shop.worker-2]
-        command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run worker-2
-        directory=/
-        autostart=false
-        autorestart=true
-        startsecs=2
-        startretries=10
-        stopsignal=TERM
-        stopwaitsecs=30
-        stopasgroup=false
-        killasgroup=true
-        redirect_stderr=true
-        stdout_logfile=/var/log/farmctl/shop/worker-2.log
-        stdout_logfile_maxbytes=10MB
-        stdout_logfile_backups=5
-        ");
-    }
 
     /// Captured from supervisor 4.2.5.
     #[test]

@@ -1,0 +1,201 @@
+//! The configuration of farmctl's supervisord, as text.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::{Program, entry};
+use crate::layout::Layout;
+use crate::run::quote;
+
+/// A process that lives this long, in seconds, has been started.
+const START_SECONDS: u32 = 2;
+/// How often one that does not is started again; supervisord waits a second more each time.
+const START_RETRIES: u32 = 10;
+/// Size at which a log is rotated, and how many older ones are kept.
+const LOG_SIZE: &str = "10MB";
+const LOGS_KEPT: u32 = 5;
+
+/// Names of programs are unique in all of supervisord, not only in their group.
+pub(super) fn program_name(app: &str, process: &str) -> String {
+    format!("{app}.{process}")
+}
+
+/// A value of supervisord's configuration: `%` begins an expansion, ` ;` a comment.
+fn literal(value: &str) -> String {
+    value.replace('%', "%%")
+}
+
+/// supervisord.conf(5). `umask` is that of the processes as well.
+pub(super) fn render_daemon(layout: &Layout, descriptors: u64) -> String {
+    let path = |path: PathBuf| literal(&path.to_string_lossy());
+    format!(
+        "; Written by farmctl; changes are lost.\n\
+         [unix_http_server]\n\
+         file={socket}\n\
+         chmod=0700\n\
+         \n\
+         [supervisord]\n\
+         identifier=farmctl\n\
+         logfile={log}\n\
+         logfile_maxbytes={LOG_SIZE}\n\
+         logfile_backups={LOGS_KEPT}\n\
+         pidfile={pid}\n\
+         directory=/\n\
+         umask=022\n\
+         minfds={descriptors}\n\
+         nocleanup=true\n\
+         \n\
+         [rpcinterface:supervisor]\n\
+         supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
+         \n\
+         [include]\n\
+         files={apps}/*.conf\n",
+        socket = path(layout.supervisor_socket()),
+        log = path(layout.logs().join("supervisord.log")),
+        pid = path(layout.supervisor_pid()),
+        apps = path(layout.supervisor().join("apps")),
+    )
+}
+
+/// The group and the programs of an application. They are started by order, not with
+/// the daemon: what their sessions are is not its business.
+pub(super) fn render_application(
+    layout: &Layout,
+    app: &str,
+    programs: &[Program],
+) -> Result<String> {
+    let names: Vec<String> =
+        programs.iter().map(|program| program_name(app, &program.process)).collect();
+    let mut text = format!(
+        "; Written by farmctl; changes are lost.\n[group:{app}]\nprograms={}\n",
+        names.join(",")
+    );
+    for (program, name) in programs.iter().zip(&names) {
+        let command: Vec<String> =
+            entry::command(program)?.iter().map(|word| quote(word)).collect();
+        let _ = write!(
+            text,
+            "\n\
+             [program:{name}]\n\
+             command={command}\n\
+             directory=/\n\
+             autostart=false\n\
+             autorestart=true\n\
+             startsecs={START_SECONDS}\n\
+             startretries={START_RETRIES}\n\
+             stopsignal={signal}\n\
+             stopwaitsecs={within}\n\
+             stopasgroup=false\n\
+             killasgroup=true\n\
+             redirect_stderr=true\n\
+             stdout_logfile={log}\n\
+             stdout_logfile_maxbytes={LOG_SIZE}\n\
+             stdout_logfile_backups={LOGS_KEPT}\n",
+            command = literal(&command.join(" ")),
+            signal = program.stop.signal,
+            within = program.stop.within.0,
+            log = literal(&layout.process_log(app, &program.process).to_string_lossy()),
+        );
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::profile::{Reload, Stop};
+
+    #[test]
+    fn the_daemon_has_a_socket_and_files_of_its_own() {
+        insta::assert_snapshot!(render_daemon(&Layout::new("/", None), 65_536), @r"
+        ; Written by farmctl; changes are lost.
+        [unix_http_server]
+        file=/run/farmctl/supervisor.sock
+        chmod=0700
+
+        [supervisord]
+        identifier=farmctl
+        logfile=/var/log/farmctl/supervisord.log
+        logfile_maxbytes=10MB
+        logfile_backups=5
+        pidfile=/run/farmctl/supervisord.pid
+        directory=/
+        umask=022
+        minfds=65536
+        nocleanup=true
+
+        [rpcinterface:supervisor]
+        supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+
+        [include]
+        files=/var/lib/farmctl/supervisor/apps/*.conf
+        ");
+    }
+
+    #[test]
+    fn a_process_is_entered_with_chroot_and_restarted_when_it_dies() {
+        let session = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(session.path().join("etc")).expect("it is writable");
+        fs::write(session.path().join("etc/passwd"), "app:x:200000:200000::/home/app:/bin/bash\n")
+            .expect("it is writable");
+        let program = |process: &str| Program {
+            process: process.to_owned(),
+            release: "1.4.2".to_owned(),
+            session: "fs-shop-1".to_owned(),
+            mount: session.path().to_owned(),
+            mounts: Vec::new(),
+            uid: 200_000,
+            gid: 200_000,
+            stop: Stop::default(),
+            reload: Reload::Restart,
+        };
+        let text = render_application(
+            &Layout::new("/", None),
+            "shop",
+            &[program("web"), program("worker-2")],
+        )
+        .expect("the session has the user")
+        .replace(&session.path().display().to_string(), "/run/schroot/mount/fs-shop-1");
+        insta::assert_snapshot!(text, @r"
+        ; Written by farmctl; changes are lost.
+        [group:shop]
+        programs=shop.web,shop.worker-2
+
+        [program:shop.web]
+        command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run web
+        directory=/
+        autostart=false
+        autorestart=true
+        startsecs=2
+        startretries=10
+        stopsignal=TERM
+        stopwaitsecs=30
+        stopasgroup=false
+        killasgroup=true
+        redirect_stderr=true
+        stdout_logfile=/var/log/farmctl/shop/web.log
+        stdout_logfile_maxbytes=10MB
+        stdout_logfile_backups=5
+
+        [program:shop.worker-2]
+        command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run worker-2
+        directory=/
+        autostart=false
+        autorestart=true
+        startsecs=2
+        startretries=10
+        stopsignal=TERM
+        stopwaitsecs=30
+        stopasgroup=false
+        killasgroup=true
+        redirect_stderr=true
+        stdout_logfile=/var/log/farmctl/shop/worker-2.log
+        stdout_logfile_maxbytes=10MB
+        stdout_logfile_backups=5
+        ");
+    }
+}
