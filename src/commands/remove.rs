@@ -15,7 +15,7 @@ use crate::undo;
 /// Remove an application, one of its releases, or an environment
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl remove hello --release 1.0.0\n  farmctl remove hello\n  farmctl remove --environment hello\n\nData directories, secrets and logs stay; --data removes them as well."
+    after_help = "Examples:\n  farmctl remove hello --release 1.0.0\n  farmctl remove hello\n  farmctl remove --environment hello\n\nData directories, secrets and logs stay; --data removes them as well, except what\nis in the journal."
 )]
 pub struct Args {
     /// The application, or with --environment the environment

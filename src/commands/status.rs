@@ -50,6 +50,7 @@ struct Status {
 struct SessionStatus {
     name: String,
     live: bool,
+    flaw: Option<String>,
     begun: i64,
     /// About; none where nobody counts it.
     written_bytes: Option<u64>,
@@ -98,13 +99,15 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let mut session_status = None;
     if let (Some(session), Some(manifest)) = (&app.session, &manifest) {
         let live = schroot::is_live(&session.name)?;
-        sound &= live;
+        let flaw = session::flaw(node.layout(), manifest, session)?;
+        sound &= flaw.is_none();
         let copy = session::copy_of(&app, session, &node.site())?;
         let whole = copy.as_ref().is_none_or(|copy| copy.whole);
         sound &= whole;
         session_status = Some(SessionStatus {
             name: session.name.clone(),
             live,
+            flaw,
             begun: session.begun,
             written_bytes: match &copy {
                 Some(copy) => copy.written,
@@ -207,8 +210,8 @@ fn render(status: &Status, now: i64) -> String {
         if !session.whole {
             text += ", its snapshot got full: what it wrote is lost";
         }
-        if !session.live {
-            text += ", not mounted";
+        if let Some(flaw) = &session.flaw {
+            text += &format!("; {flaw}");
         }
         rows.push(row("session", text));
     }
@@ -263,6 +266,7 @@ mod tests {
             session: Some(SessionStatus {
                 name: "fs-shop-1".to_owned(),
                 live: true,
+                flaw: None,
                 begun: 100,
                 written_bytes: Some(2048),
                 room_bytes: None,
