@@ -99,6 +99,7 @@ impl Machine {
             ("session", "/var/lib/schroot/session"),
             ("chroot", "/etc/schroot/chroot.d"),
             ("vhost", "/etc/nginx/sites-enabled"),
+            ("unit", "/etc/systemd/system"),
         ] {
             add(kind, names(Path::new(directory)).into_iter().collect());
         }
