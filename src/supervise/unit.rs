@@ -120,7 +120,8 @@ fn quoted(word: &str) -> String {
 /// sandboxing, gives the unit a mount namespace of its own. What runs in one is not
 /// rooted in the session to anybody outside, so that schroot's 15killprocs passes it
 /// over, and its copy of the mount keeps a session's volume busy: `schroot --end-session`
-/// then succeeds and leaves the volume behind (vm/tests shows it).
+/// then succeeds and leaves the volume behind, as is shown by
+/// `vm/tests/entering-by-rootdirectory-would-leak-what-entering-by-chroot-does-not`.
 ///
 /// There is nothing to install: the session must be there first, which after a reboot is
 /// the business of `farmctl tend`.
