@@ -10,10 +10,9 @@ use crate::profile::Reload;
 
 /// Seconds between a process's end and its next start.
 const PAUSE: u32 = 2;
-/// A process that ends this often within so many seconds is given up: one that ends at
-/// once needs 20 s for ten starts, one that lives two seconds more than 30 and goes on,
-/// as under supervisord.
-const GIVE_UP: (u32, u32) = (10, 30);
+/// A process that is started more often within so many seconds is given up: that is one
+/// that lives less than two seconds each time, as under supervisord.
+const GIVE_UP: (u32, u32) = (10, 40);
 /// Seconds between two looks of `farmctl tend`.
 const TEND_EVERY: u32 = 30;
 
@@ -301,7 +300,7 @@ mod tests {
         Before=nginx.service
         RequiresMountsFor=/run/schroot/mount/fs-my-shop-1 /run/schroot/mount/fs-my-shop-1/run
         AssertPathIsMountPoint=/run/schroot/mount/fs-my-shop-1
-        StartLimitIntervalSec=30
+        StartLimitIntervalSec=40
         StartLimitBurst=10
 
         [Service]
