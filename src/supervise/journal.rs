@@ -121,9 +121,19 @@ impl Tail {
 
     /// The last lines of a unit.
     pub(super) fn last_lines(&mut self, unit: &str, count: usize) -> Result<Vec<String>> {
-        let entries = entries(&reading(&[unit]).arg(format!("--lines={count}")))?;
-        self.shown.extend(entries.iter().map(|entry| entry.cursor.clone()));
-        Ok(lines(&entries))
+        // One more, because the first entry may be the end of a line.
+        let mut asked = count + 1;
+        loop {
+            let entries = entries(&reading(&[unit]).arg(format!("--lines={asked}")))?;
+            let mut lines = lines(&entries);
+            // Fewer lines than entries: some were long.
+            if entries.len() < asked || lines.len() > count {
+                self.shown.extend(entries.into_iter().map(|entry| entry.cursor));
+                lines.drain(..lines.len().saturating_sub(count));
+                return Ok(lines);
+            }
+            asked *= 2;
+        }
     }
 
     /// Passes on each line (unit, text) of the units it began with that has not been shown,
