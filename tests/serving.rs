@@ -666,7 +666,7 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
     };
     insta::assert_snapshot!(plan(&["bootstrap", profile]), @r"
     would bootstrap greeter (bookworm amd64):
-      1. make volume fv-env-greeter (directory)
+      1. make volume fv-env-greeter: directory, no volume group is set or made by farmctl, and no btrfs is there
            + mkdir ROOT/var/lib/farmctl/volumes/fv-env-greeter/root
       2. unpack the tree from the cache (--fresh makes it anew)
       3. register farmctl-env-greeter with schroot
@@ -713,7 +713,7 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
       1. make the account farmctl-greeter
            + /usr/sbin/groupadd --system --gid ID farmctl-greeter
            + /usr/sbin/useradd --system --uid ID --gid ID --no-create-home --no-log-init --home-dir /nonexistent --shell /usr/sbin/nologin --comment 'farmctl application greeter' farmctl-greeter
-      2. make volume fv-greeter-1.0.0 (directory)
+      2. make volume fv-greeter-1.0.0: directory, no volume group is set or made by farmctl, and no btrfs is there
            + mkdir ROOT/var/lib/farmctl/volumes/fv-greeter-1.0.0/root
       4. make ROOT/var/lib/farmctl/data/greeter/visits unless it is there
       5. register farmctl-greeter-1.0.0 with schroot
