@@ -42,9 +42,10 @@ def entry(kind, key, what, make):
     """
     place = host.CACHE / f"{kind}-{key}"
     host.CACHE.mkdir(parents=True, exist_ok=True)
-    with turn(host.CACHE, kind):
+    if _is_whole(place):
+        return place
+    with turn(host.CACHE, kind, f"another run that makes {what}"):
         if _is_whole(place):
-            os.utime(place)
             return place
         host.say(f"· making {what}")
         begun = time.monotonic()
@@ -67,13 +68,13 @@ def entry(kind, key, what, make):
 
 
 @contextlib.contextmanager
-def turn(directory, what):
-    """One at a time on this machine."""
-    with open(directory / f".{what}.lock", "w", encoding="ascii") as lock:
+def turn(directory, name, whom):
+    """One at a time on this machine; says that it waits for `whom`."""
+    with open(directory / f".{name}.lock", "w", encoding="ascii") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            host.say(f"· waiting for another {what}")
+            host.say(f"· waiting for {whom}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -89,7 +90,9 @@ def _seal(place):
 
 
 def _is_whole(place):
+    """Whether it is there as it was made; it counts as used then."""
     try:
+        os.utime(place)
         return json.loads((place / "made.json").read_text()) == _seal(place)
     except (OSError, ValueError):
         return False

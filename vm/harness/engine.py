@@ -105,7 +105,8 @@ def _base(accelerator):
     processor = "host" if accelerator == "kvm" else "max"
     return ["qemu-system-x86_64", "-machine", "q35", "-accel", f"{accelerator}{thread}",
             "-cpu", processor, "-smp", "2", "-m", str(MEMORY_MIB), "-no-user-config", "-nodefaults",
-            "-display", "none", "-serial", "stdio", "-nic", "none", "-no-reboot"]
+            "-display", "none", "-nic", "none", "-no-reboot",
+            "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
 
 
 KVM_SECONDS = 15

@@ -18,7 +18,7 @@ def run(tests, wanted):
     for test in tests:
         if test not in runnable:
             host.say(f"skip {test.name}: not on {chosen.name}")
-    with _shared() as share_image:
+    with _shared("run") as share_image:
         results = _run_all([_guest(test, chosen, share_image) for test in runnable], chosen)
     failed = [name for name, verdict in results.items() if not verdict.passed]
     host.say(f"{len(results) - len(failed)} passed, {len(failed)} failed, "
@@ -30,17 +30,18 @@ def shell(wanted, node, suite, disks):
     """Boots a guest with a shell on this terminal; answers the exit status."""
     chosen = engine.choose(wanted, kernel.kernels(suite))
     test = index.Test("shell", node=node, storage="", limit=0, suite=suite, disks=tuple(disks))
-    with _shared() as share_image:
+    with _shared("shell") as share_image:
         _guest(test, chosen, share_image).interact()
     return 0
 
 
 @contextlib.contextmanager
-def _shared():
-    """The share image of a run."""
+def _shared(what):
+    """The share image of a `run` or a `shell`, of which a tree has one at a time."""
     farmctl = host.build_farmctl()
     WORK.mkdir(parents=True, exist_ok=True)
-    with cache.turn(WORK, "run"), tempfile.TemporaryDirectory(prefix=".run.", dir=WORK) as place:
+    with (cache.turn(WORK, what, f"another {what} in this tree"),
+          tempfile.TemporaryDirectory(prefix=f".{what}.", dir=WORK) as place):
         share_image = pathlib.Path(place) / "share.img"
         share.share(farmctl, share_image)
         yield share_image
