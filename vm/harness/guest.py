@@ -118,7 +118,6 @@ class Guest:
             shutil.rmtree(self.place, ignore_errors=True)
         for disk in [self.machine.overlay, *self.place.glob("*.img")]:
             disk.unlink(missing_ok=True)
-        shutil.rmtree(self.place / "uml", ignore_errors=True)
 
     def _boot(self, number, argument, left):
         """One boot, to its report and, for a reboot, to the power being off."""
@@ -136,6 +135,8 @@ class Guest:
                 return report
             finally:
                 self._kill()
+                # The name of a User-mode Linux that was killed is not free by itself.
+                shutil.rmtree(self.place / "uml", ignore_errors=True)
 
     def _machine(self, parameters, interactive=False):
         """The guest with all its disks, and the words that tell it which is which."""
