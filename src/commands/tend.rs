@@ -61,7 +61,9 @@ fn watch(app: &App, session: &Session, node: &Node, context: &Context) -> Result
     let storage = storage::named(&release.storage, &node.site())?;
     let usage = storage.usage()?;
     let copy = session::copy_of(app, session, &node.site())?;
-    if let Some((written, room)) = copy.and_then(|copy| copy.written.zip(copy.room)) {
+    // One that can be given all it may ever need is no reason to worry.
+    let scarce = copy.filter(|copy| copy.wanting > usage.free);
+    if let Some((written, room)) = scarce.and_then(|copy| copy.written.zip(copy.room)) {
         let left = room.saturating_sub(written) + usage.free;
         match storage::lasts(written, node::now() - session.begun, left) {
             Some(seconds) if seconds < WARNED => context.ui.warn(format!(

@@ -221,6 +221,7 @@ impl Storage for Btrfs {
             origin: String::new(),
             written: None,
             room: None,
+            wanting: 0,
             whole: true,
         };
         Ok(names.into_iter().map(copy).collect())

@@ -105,6 +105,8 @@ pub struct SessionCopy {
     /// Bytes that can differ before it breaks; none where it has room for all, or only the
     /// whole place can get full.
     pub room: Option<u64>,
+    /// Bytes of room it would take more to have room for all; 0 where it has.
+    pub wanting: u64,
     /// Whether it still holds what the session wrote.
     pub whole: bool,
 }

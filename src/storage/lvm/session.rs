@@ -123,6 +123,7 @@ impl Lvm {
             SessionCopy {
                 written: Some(written),
                 room,
+                wanting: room.map_or(0, |room| origin_size.saturating_sub(room)),
                 whole: !copy.invalid,
                 session: copy.name.clone(),
                 origin: copy.origin.clone(),
