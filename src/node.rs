@@ -126,7 +126,7 @@ impl std::fmt::Display for Object {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Volume { name, .. } => write!(f, "volume {name}"),
-            Self::Seal { name, .. } => write!(f, "unlocked volume {name}"),
+            Self::Seal { name, .. } => write!(f, "broken seal of volume {name}"),
             Self::Ground { ground } => {
                 write!(f, "{} storage on {}", ground.backend, ground.base.path().display())
             }
