@@ -9,7 +9,7 @@ from . import host
 TESTS = host.ROOT / "vm/tests"
 ENGINES = ("uml", "qemu")
 NODES = ("fresh", "ready")
-KEYS = {"node", "suite", "storage", "disks", "engines", "limit"}
+KEYS = {"node", "suite", "storage", "disks", "engines", "limit", "only_when_named"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Test:
     disks: tuple[int, ...] = ()
     """Blank disks, in MiB."""
     engines: tuple[str, ...] = ENGINES
+    only_when_named: bool = False
+    """Not part of a run of all."""
 
     @property
     def path(self):
@@ -68,9 +70,11 @@ def _test(name, value):
 
 
 def select(tests, names):
-    """The named tests, or all; a name may be given as a path."""
+    """The named tests, or all that need not be named; a name may be given as a path."""
     wanted = [pathlib.PurePath(name).name for name in names]
     for name in wanted:
         if name not in tests:
             raise host.Trouble(f"there is no test {name}", "vm/run --list")
-    return [tests[name] for name in wanted] if wanted else list(tests.values())
+    if wanted:
+        return [tests[name] for name in wanted]
+    return [test for test in tests.values() if not test.only_when_named]
