@@ -288,14 +288,17 @@ fn commands_run_inside(farm: &Farm) {
     assert_eq!(inside(&["--as-root", "--", "id", "-u"]).ok().stdout, "0\n");
     assert_eq!(inside(&["--", "false"]).code, 1);
 
-    // What the source has of its own stays as it was made.
+    // A look at the source is a look at a copy: it stays as it was made.
     let etc = farm.state("volumes/fv-env-greeter/root/etc");
     let before = listing(&etc);
     let shadow = fs::read_to_string(etc.join("shadow")).expect("a tree has one");
     let version = inside(&["--source", "--", "cat", "/etc/debian_version"]).ok().stdout;
     assert!(version.starts_with("12."), "{version}");
-    // schroot's 50chrootname writes it; a bake removes it.
-    assert_eq!(changes(&before, &listing(&etc)), [etc.join("debian_chroot")]);
+    inside(&["--source", "--", "touch", "/etc/mark"]).ok();
+    assert_eq!(changes(&before, &listing(&etc)), Vec::<PathBuf>::new());
+    inside(&["--source", "--write", "--", "touch", "/etc/mark"]).ok();
+    // schroot's 50chrootname writes the first; a bake removes it.
+    assert_eq!(changes(&before, &listing(&etc)), [etc.join("debian_chroot"), etc.join("mark")]);
     assert_eq!(fs::read_to_string(etc.join("shadow")).expect("a tree has one"), shadow);
     let passwd = inside(&["--source", "--", "cat", "/etc/passwd"]).ok().stdout;
     assert_eq!(passwd, fs::read_to_string(etc.join("passwd")).expect("a tree has one"));
