@@ -23,8 +23,7 @@ use crate::node::{Object, Transaction};
 use crate::place;
 use crate::process;
 use crate::profile::{Front, StaticFiles};
-use crate::run::{Invocation, Outcome, Shield, Tool, poll_until};
-use crate::supervise::systemd_is_init;
+use crate::run::{Invocation, Outcome, Shield, Tool, poll_until, systemd_is_init};
 use crate::template::key;
 
 const NGINX: Tool = Tool { name: "nginx", package: "nginx" };

@@ -27,7 +27,10 @@ pub fn remove(object: &Object, node: &Node) -> Result<()> {
     let layout = node.layout();
     match object {
         Object::Volume { storage, name } => storage::named(storage, &node.site())?.remove(name),
-        Object::Ground { ground } => storage::ground::dismantle(ground, &node.site()),
+        Object::Ground { ground } => {
+            storage::ground::dismantle(ground, &node.site())?;
+            supervise::leave_storage(layout)
+        }
         Object::Seal { storage, name } => seal(storage, name, node),
         Object::Chroot { name } => schroot::unregister(name),
         Object::Session { storage, name } => session::end(storage, name, &node.site()),

@@ -5,35 +5,23 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{run, tool};
+use common::{in_namespace, run, tool};
 use farmctl::layout::Layout;
 use farmctl::settings::{Settings, Site};
 use farmctl::size::Size;
 use farmctl::storage::{self, Access, Copies, Mark, Storage};
 
-/// Set in the process that has the namespace.
-const INNER: &str = "FARMCTL_TEST_NAMESPACE";
 const SIZE: Size = Size::of_mib(64);
 
 /// Calls `test` with a root whose volumes are on btrfs; `name` is the calling test's. The
 /// loop device goes with the mount, and the mount with the namespace.
 #[track_caller]
 fn on_btrfs(name: &str, test: impl FnOnce(&Site<'_>)) {
-    if env::var_os(INNER).is_none() {
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "--propagation", "private", "--"])
-            .arg(env::current_exe().expect("it is running"))
-            .args(["--exact", name, "--nocapture", "--test-threads=1"])
-            .env(INNER, "1");
-        let ran = run(command);
-        assert_eq!(ran.code, 0, "{}\n{}", ran.stdout, ran.stderr);
-        assert!(ran.stdout.contains("1 passed"), "no test is called {name}");
+    if !in_namespace(name) {
         return;
     }
     let root = tempfile::tempdir().expect("there is room");

@@ -9,22 +9,18 @@
 #[path = "common/mod.rs"]
 mod common;
 
-use std::env;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Ran, Running, run, tool, wait_for};
+use common::{Ran, Running, in_namespace, run, tool, wait_for};
 use farmctl::error::render;
 use farmctl::profile::Grants;
 use farmctl::schroot::{self, Definition};
 use farmctl::storage::Stanza;
 use farmctl::{mount, process};
-
-/// Set in the process that has the namespace.
-const INNER: &str = "FARMCTL_TEST_NAMESPACE";
 
 /// schroot with nothing in its books.
 struct Sandbox {
@@ -35,18 +31,9 @@ impl Sandbox {
     /// Calls `test` in a namespace of its own; `name` is the calling test's.
     #[track_caller]
     fn with(name: &str, test: impl FnOnce(&Self)) {
-        if env::var_os(INNER).is_some() {
-            return test(&Self::new());
+        if in_namespace(name) {
+            test(&Self::new());
         }
-        let mut command = Command::new("unshare");
-        command
-            .args(["--mount", "--propagation", "private", "--"])
-            .arg(env::current_exe().expect("it is running"))
-            .args(["--exact", name, "--nocapture", "--test-threads=1"])
-            .env(INNER, "1");
-        let ran = run(command);
-        assert_eq!(ran.code, 0, "{}\n{}", ran.stdout, ran.stderr);
-        assert!(ran.stdout.contains("1 passed"), "no test is called {name}");
     }
 
     /// Gives the namespace an /etc that can be changed, empty books, and a small tree.

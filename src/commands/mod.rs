@@ -112,6 +112,11 @@ fn manifest_of(node: &Node, app: &App, version: &str) -> Result<Manifest> {
     }
 }
 
+/// How full a thin pool's metadata is, as the end of a line; nothing for other storage.
+fn metadata(percent: Option<f64>) -> String {
+    percent.map_or(String::new(), |percent| format!(", metadata {percent:.0} % full"))
+}
+
 /// An application that is started, with what was read of it.
 struct Started {
     app: App,

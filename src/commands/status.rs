@@ -240,9 +240,7 @@ fn render(status: &Status, now: i64) -> String {
         let published = if front.published { "" } else { " (not published)" };
         rows.push(row("front", format!("{}{published}", front.address)));
     }
-    let metadata = status
-        .metadata_percent
-        .map_or(String::new(), |percent| format!(", metadata {percent:.0} % full"));
+    let metadata = super::metadata(status.metadata_percent);
     let free = ui::size(status.free_bytes);
     rows.push(row("storage", format!("{}, {free} free{metadata}", status.storage)));
     if status.state == "broken" {

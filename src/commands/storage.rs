@@ -13,6 +13,7 @@ use crate::run;
 use crate::settings::{self, Base, Ground};
 use crate::size::Size;
 use crate::storage::{self, Access, ground};
+use crate::supervise;
 use crate::ui;
 use crate::undo;
 
@@ -154,9 +155,7 @@ fn show(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
 
 fn render(listing: &Listing) -> String {
     let size = |bytes: Option<u64>| bytes.map_or("-".to_owned(), ui::size);
-    let metadata = listing
-        .metadata_percent
-        .map_or(String::new(), |percent| format!(", metadata {percent:.0} % full"));
+    let metadata = super::metadata(listing.metadata_percent);
     let mut text = format!(
         "{} ({}): {} free of {}{metadata}",
         listing.storage,
@@ -223,12 +222,16 @@ fn init(args: &InitArgs, node: Node, context: &Context) -> Result<Exit> {
         for (what, commands) in ground::describe(&ground, &node.site()) {
             plan.commands(what, commands);
         }
+        if run::systemd_is_init() {
+            plan.step("have systemd attach it after a reboot");
+        }
         context.show_plan(&plan);
         return Ok(Exit::Done);
     }
     undo::attempt(&node, "storage init", "storage", |transaction| {
         transaction.intend(Object::Ground { ground: ground.clone() })?;
         ground::make(&ground, &node.site())?;
+        supervise::keep_storage(node.layout())?;
         node.save_ground(&ground)
     })
     .context("making storage")?;
@@ -264,7 +267,7 @@ fn remove(dry_run: bool, node: &Node, context: &Context) -> Result<Exit> {
     }
     let _lock = node.lock("storage", "storage remove")?;
     // Refused before it is forgotten: nothing has changed then.
-    ground::dismantle(&ground, &node.site()).with_context(|| format!("removing {object}"))?;
+    undo::remove(&object, node).with_context(|| format!("removing {object}"))?;
     node.forget_ground()?;
     context.ui.done(format!("removed {object}"));
     Ok(Exit::Done)

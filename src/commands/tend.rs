@@ -105,10 +105,10 @@ fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
         // An application another farmctl is changing is not to be tended now.
         let Ok(_lock) = node.lock(&app.name, "tend") else { continue };
         let say = |text: &str| context.ui.step(format!("{}: {text}", app.name));
-        let tended = watch(&app, &session, node, context).and_then(|()| {
-            serve::restore(&app, &session, &manifest, node, supervisor.as_ref(), &say)
-        });
-        if let Err(error) = tended {
+        // One that is short of room is to run all the same.
+        let watched = watch(&app, &session, node, context);
+        let restored = serve::restore(&app, &session, &manifest, node, supervisor.as_ref(), &say);
+        for error in [watched, restored.map(drop)].into_iter().filter_map(Result::err) {
             run::check_interrupted()?;
             context.ui.error(&error::render(&error.context(format!("tending {}", app.name))));
             exit = Exit::Failed;

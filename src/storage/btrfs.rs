@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, statfs};
 
 use super::shelf::{Shelf, remove_tree};
-use super::{Access, Copies, Growth, Mark, SessionCopy, Stanza, Storage, Tree, Usage, Volume};
+use super::{Access, Copies, Mark, SessionCopy, Stanza, Storage, Tree, Usage, Volume};
 use crate::error::refuse;
 use crate::layout::Layout;
 use crate::mount;
@@ -225,14 +225,6 @@ impl Storage for Btrfs {
             whole: true,
         };
         Ok(names.into_iter().map(copy).collect())
-    }
-
-    fn activate_copy(&self, _session: &str) -> Result<()> {
-        Ok(())
-    }
-
-    fn grow_copy(&self, _session: &str) -> Result<Option<Growth>> {
-        Ok(None)
     }
 
     fn remove_copy(&self, session: &str) -> Result<()> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use super::shelf::Shelf;
-use super::{Access, Copies, Growth, Mark, SessionCopy, Stanza, Storage, Tree, Usage, Volume};
+use super::{Access, Copies, Mark, Stanza, Storage, Tree, Usage, Volume};
 use crate::error::refuse;
 use crate::layout::Layout;
 use crate::run::{Invocation, Tool};
@@ -123,22 +123,6 @@ impl Storage for Directory {
     fn check_copy(&self, _session: &str, volume: &str, _copies: Copies) -> Result<()> {
         // schroot::begin looks for layers of the name itself.
         self.shelf.require(volume)
-    }
-
-    fn copies(&self) -> Result<Vec<SessionCopy>> {
-        Ok(Vec::new())
-    }
-
-    fn activate_copy(&self, _session: &str) -> Result<()> {
-        Ok(())
-    }
-
-    fn grow_copy(&self, _session: &str) -> Result<Option<Growth>> {
-        Ok(None)
-    }
-
-    fn remove_copy(&self, _session: &str) -> Result<()> {
-        Ok(())
     }
 }
 

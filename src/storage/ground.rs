@@ -2,20 +2,20 @@
 //! without, or a btrfs, on a disk that was named or in a file.
 //!
 //! A file stands behind a loop device, which is gone after a reboot: [`attach`] brings it
-//! back, called by a unit of systemd and by `farmctl tend`.
+//! back, called by a unit of systemd ([`crate::supervise::keep_storage`]) and by `farmctl
+//! tend`.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use nix::fcntl::{FallocateFlags, fallocate};
 use serde::Deserialize;
 
 use super::lvm;
 use crate::error::{NO_SPACE, refuse};
 use crate::file;
-use crate::layout::SYSTEMD_UNITS;
 use crate::mount;
 use crate::run::{self, Invocation, Tool};
 use crate::settings::{Base, Ground, Site};
@@ -34,7 +34,6 @@ const MKFS_BTRFS: Tool = Tool { name: "mkfs.btrfs", package: "btrfs-progs" };
 const MOUNT: Tool = Tool { name: "mount", package: "mount" };
 const LOSETUP: Tool = Tool { name: "losetup", package: "mount" };
 const WIPEFS: Tool = Tool { name: "wipefs", package: "util-linux" };
-const SYSTEMCTL: Tool = Tool { name: "systemctl", package: "systemd" };
 
 /// Name of the thin pool.
 const POOL: &str = "farmctl-pool";
@@ -42,8 +41,6 @@ const POOL: &str = "farmctl-pool";
 const SPARE: u64 = 256 << 20;
 /// The least that is worth it: two small volumes on XFS.
 const SMALLEST: Size = Size::of_mib(1024);
-/// Name of the unit that brings it back after a reboot.
-const UNIT: &str = "farmctl-storage.service";
 
 /// Programs it needs on the host.
 #[must_use]
@@ -202,9 +199,6 @@ pub fn describe(ground: &Ground, site: &Site<'_>) -> Vec<(String, Vec<String>)> 
     }
     let commands = making(ground, &device, site).iter().map(Invocation::display).collect();
     steps.push((format!("make {} on it", ground.backend), commands));
-    if has_systemd() {
-        steps.push((format!("enable {UNIT}, which brings it back after a reboot"), Vec::new()));
-    }
     steps
 }
 
@@ -276,7 +270,7 @@ pub fn make(ground: &Ground, site: &Site<'_>) -> Result<()> {
         )
         .context("closing the volumes' directory")?;
     }
-    post_unit()
+    Ok(())
 }
 
 /// Takes the room now: a file with holes would fail in the middle of somebody's write.
@@ -330,7 +324,6 @@ pub fn dismantle(ground: &Ground, site: &Site<'_>) -> Result<()> {
         None => dismantle_btrfs(ground, site)?,
         Some(group) => dismantle_group(ground, group)?,
     }
-    withdraw_unit()?;
     match &ground.base {
         Base::Device(_) => Ok(()),
         Base::File { path, .. } => {
@@ -400,57 +393,6 @@ fn refuse_volumes(names: &[String]) -> Result<()> {
         format_args!("there are volumes on it: {}", names.join(", ")),
         "farmctl remove NAME, farmctl remove --environment NAME, or farmctl gc",
     )
-}
-
-fn has_systemd() -> bool {
-    // sd_booted(3).
-    Path::new("/run/systemd/system").is_dir()
-}
-
-fn unit() -> PathBuf {
-    Path::new(SYSTEMD_UNITS).join(UNIT)
-}
-
-/// The unit: before what begins or recovers sessions.
-fn render_unit(farmctl: &Path) -> String {
-    format!(
-        "# Written by farmctl storage init, removed by farmctl storage remove.\n\
-         [Unit]\n\
-         Description=Storage of farmctl in a file\n\
-         After=local-fs.target\n\
-         Before=schroot.service farmctl-tend.service\n\
-         \n\
-         [Service]\n\
-         Type=oneshot\n\
-         RemainAfterExit=yes\n\
-         ExecStart={} storage attach\n\
-         \n\
-         [Install]\n\
-         WantedBy=multi-user.target\n",
-        farmctl.display()
-    )
-}
-
-fn post_unit() -> Result<()> {
-    if !has_systemd() {
-        return Ok(());
-    }
-    let farmctl = std::env::current_exe().context("finding farmctl's own program")?;
-    if !farmctl.is_absolute() {
-        bail!("{} is not an absolute path", farmctl.display());
-    }
-    file::publish(&unit(), render_unit(&farmctl).as_bytes(), 0o644)?;
-    Invocation::of(&SYSTEMCTL).args(["--quiet", "enable", UNIT]).run()
-}
-
-fn withdraw_unit() -> Result<()> {
-    if !unit().exists() {
-        return Ok(());
-    }
-    if has_systemd() {
-        Invocation::of(&SYSTEMCTL).args(["--quiet", "disable", UNIT]).run()?;
-    }
-    file::remove_if_there(&unit())
 }
 
 #[cfg(test)]

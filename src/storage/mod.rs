@@ -249,24 +249,32 @@ pub trait Storage: std::fmt::Debug {
     ///
     /// # Errors
     /// When they cannot be listed.
-    fn copies(&self) -> Result<Vec<SessionCopy>>;
+    fn copies(&self) -> Result<Vec<SessionCopy>> {
+        Ok(Vec::new())
+    }
     /// Makes a session's copy available again, after a reboot.
     ///
     /// # Errors
     /// When it is there and that is not possible.
-    fn activate_copy(&self, session: &str) -> Result<()>;
+    fn activate_copy(&self, _session: &str) -> Result<()> {
+        Ok(())
+    }
     /// Gives a session's copy more room, if it is small and filling up; before it is
     /// full, because afterwards it is lost.
     ///
     /// # Errors
     /// When it is lost already, or there is no room.
-    fn grow_copy(&self, session: &str) -> Result<Option<Growth>>;
+    fn grow_copy(&self, _session: &str) -> Result<Option<Growth>> {
+        Ok(None)
+    }
     /// Removes a session's copy that schroot left behind, if there is one, and only if it
     /// is ours and a copy.
     ///
     /// # Errors
     /// When something uses it, or it cannot be removed.
-    fn remove_copy(&self, session: &str) -> Result<()>;
+    fn remove_copy(&self, _session: &str) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// How many seconds `left` bytes last when `written` were written in the `elapsed` seconds

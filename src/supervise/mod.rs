@@ -14,14 +14,14 @@ mod unit;
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::layout::{Layout, SYSTEMD_BOOTED};
+use crate::layout::Layout;
 use crate::profile;
-use crate::run::Tool;
+use crate::run::{Tool, systemd_is_init};
 
 /// A process as a supervisor is told about it.
 #[derive(Clone, Debug, PartialEq)]
@@ -193,10 +193,27 @@ pub trait Supervise: fmt::Debug {
     ) -> Result<()>;
 }
 
-/// Whether systemd is PID 1: `sd_booted(3)`.
-#[must_use]
-pub fn systemd_is_init() -> bool {
-    Path::new(SYSTEMD_BOOTED).is_dir()
+/// Has the storage that farmctl made attached after a reboot, before what needs it. Nothing
+/// to do without systemd, where `farmctl tend` sees to it.
+///
+/// # Errors
+/// When the unit cannot be written or enabled.
+pub fn keep_storage(layout: &Layout) -> Result<()> {
+    if !systemd_is_init() {
+        return Ok(());
+    }
+    systemd::Systemd::new(layout).keep_storage()
+}
+
+/// Takes back what [`keep_storage`] did. Nothing there is fine.
+///
+/// # Errors
+/// When the unit cannot be removed.
+pub fn leave_storage(layout: &Layout) -> Result<()> {
+    if !systemd_is_init() {
+        return Ok(());
+    }
+    systemd::Systemd::new(layout).leave_storage()
 }
 
 /// The supervisor of this machine.

@@ -90,6 +90,26 @@ impl Systemd {
         Ok(changed)
     }
 
+    /// Sees to it that the storage farmctl made is attached after a reboot.
+    pub(super) fn keep_storage(&self) -> Result<()> {
+        let unit = self.names.storage_service();
+        let text = unit::render_storage_service(&self.names, &self.farmctl()?);
+        file::publish_if_new(&self.file(&unit), &text, 0o644)?;
+        systemctl::order("enable", &[unit])?;
+        systemctl::reload_units()
+    }
+
+    /// Takes back what [`Systemd::keep_storage`] did.
+    pub(super) fn leave_storage(&self) -> Result<()> {
+        let unit = self.names.storage_service();
+        if !self.file(&unit).exists() {
+            return Ok(());
+        }
+        systemctl::order("disable", std::slice::from_ref(&unit))?;
+        file::remove_if_there(&self.file(&unit))?;
+        systemctl::reload_units()
+    }
+
     /// Takes away what tends, if nothing is left to tend. The service itself may be what
     /// is at work here: it is not stopped.
     fn leave_if_idle(&self) -> Result<()> {

@@ -72,6 +72,11 @@ impl Names {
         format!("{}-tend.service", self.prefix)
     }
 
+    /// What attaches the storage farmctl made.
+    pub(super) fn storage_service(&self) -> String {
+        format!("{}-storage.service", self.prefix)
+    }
+
     /// What has it look again and again.
     pub(super) fn tend_timer(&self) -> String {
         format!("{}-tend.timer", self.prefix)
@@ -231,6 +236,30 @@ pub(super) fn render_tend_timer() -> String {
     )
 }
 
+/// The service that attaches the storage farmctl made, before what begins or recovers
+/// sessions.
+pub(super) fn render_storage_service(names: &Names, farmctl: &Farmctl) -> String {
+    format!(
+        "# Written by farmctl storage init, removed by farmctl storage remove.\n\
+         [Unit]\n\
+         Description=farmctl: attach the storage it made\n\
+         After=local-fs.target\n\
+         Before=schroot.service {tend}\n\
+         AssertFileIsExecutable={program}\n\
+         \n\
+         [Service]\n\
+         Type=oneshot\n\
+         RemainAfterExit=yes\n\
+         ExecStart={line}\n\
+         \n\
+         [Install]\n\
+         WantedBy=multi-user.target\n",
+        tend = names.tend_service(),
+        program = farmctl.program.display().to_string().replace('%', "%%"),
+        line = farmctl.line(&["storage", "attach"]),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,6 +359,27 @@ mod tests {
         let text =
             render_process(&names, &farmctl("/"), "shop", &program(Reload::Restart), &[], 1024);
         assert!(!text.contains("ExecReload"), "{text}");
+    }
+
+    #[test]
+    fn storage_is_attached_before_sessions_are_recovered() {
+        let names = Names::of(Path::new("/srv/my farm"));
+        insta::assert_snapshot!(render_storage_service(&names, &farmctl("/srv/my farm")), @r#"
+        # Written by farmctl storage init, removed by farmctl storage remove.
+        [Unit]
+        Description=farmctl: attach the storage it made
+        After=local-fs.target
+        Before=schroot.service farmctl_80ccd831-tend.service
+        AssertFileIsExecutable=/usr/local/sbin/farmctl
+
+        [Service]
+        Type=oneshot
+        RemainAfterExit=yes
+        ExecStart=/usr/local/sbin/farmctl --root "/srv/my farm" storage attach
+
+        [Install]
+        WantedBy=multi-user.target
+        "#);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_types, reason = "tests start the program as a user does")]
 
 use std::collections::BTreeSet;
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -236,7 +237,7 @@ impl Farm {
 
 impl Drop for Farm {
     fn drop(&mut self) {
-        if std::env::var_os("FARMCTL_TEST_KEEP").is_some() {
+        if env::var_os("FARMCTL_TEST_KEEP").is_some() {
             self.root.disable_cleanup(true);
             return;
         }
@@ -289,8 +290,7 @@ fn farmctl(root: &Path, arguments: &[&str]) -> Command {
 
 /// The cache tests share with a real farmctl: bootstrapped trees are expensive.
 pub fn cache() -> PathBuf {
-    std::env::var_os("FARMCTL_CACHE")
-        .map_or_else(|| PathBuf::from("/var/cache/farmctl"), PathBuf::from)
+    env::var_os("FARMCTL_CACHE").map_or_else(|| PathBuf::from("/var/cache/farmctl"), PathBuf::from)
 }
 
 /// Runs a command to its end.
@@ -320,6 +320,29 @@ pub fn tool(name: &str, arguments: &[&str]) -> String {
     let ran = run(command);
     assert_eq!(ran.code, 0, "{name} {arguments:?} failed:\n{}\n{}", ran.stdout, ran.stderr);
     ran.stdout
+}
+
+/// Set in the process that has the namespace.
+const INNER: &str = "FARMCTL_TEST_NAMESPACE";
+
+/// Runs the test of this name again in a mount namespace of its own. Answers whether this
+/// is that run: the test is to be carried out there alone.
+#[track_caller]
+#[must_use]
+pub fn in_namespace(name: &str) -> bool {
+    if env::var_os(INNER).is_some() {
+        return true;
+    }
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--propagation", "private", "--"])
+        .arg(env::current_exe().expect("it is running"))
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(INNER, "1");
+    let ran = run(command);
+    assert_eq!(ran.code, 0, "{}\n{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("1 passed"), "no test is called {name}");
+    false
 }
 
 /// Waits until `look` holds; fails after `within`.
