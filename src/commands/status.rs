@@ -111,7 +111,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             begun: session.begun,
             written_bytes: match &copy {
                 Some(copy) => copy.written,
-                None => Some(schroot::written(&session.name)?),
+                None => Some(schroot::written(&session.name)),
             },
             room_bytes: copy.and_then(|copy| copy.room),
             whole,

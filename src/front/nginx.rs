@@ -1,0 +1,209 @@
+//! nginx itself: whether it runs, what it says of its configuration, how it takes one up.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::error::{Mark as _, refuse};
+use crate::file;
+use crate::place;
+use crate::process;
+use crate::profile::Front;
+use crate::run::{Invocation, Outcome, Tool, poll_until, systemd_is_init};
+
+pub(super) const NGINX: Tool = Tool { name: "nginx", package: "nginx" };
+const SERVICE: Tool = Tool { name: "service", package: "init-system-helpers" };
+const SYSTEMCTL: Tool = Tool { name: "systemctl", package: "systemd" };
+
+/// Where Debian's nginx.conf has the master write its pid.
+const PID_FILE: &str = "/run/nginx.pid";
+/// How long nginx may take to take up a configuration.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) fn test() -> Result<Outcome> {
+    testing().outcome()
+}
+
+/// Asks nginx whether its configuration is valid.
+///
+/// # Errors
+/// With nginx's own words.
+pub fn check() -> Result<()> {
+    check_as("nginx's configuration is not valid")
+}
+
+/// Asks before anything of ours is added, so that nobody takes the fault for ours.
+pub(super) fn check_others() -> Result<()> {
+    check_as("nginx's configuration is not valid already without the new vhost")
+}
+
+fn check_as(fault: &str) -> Result<()> {
+    let outcome = test()?;
+    if outcome.success() {
+        return Ok(());
+    }
+    refuse(
+        format_args!("{fault}: {}", faults(&outcome.stderr)),
+        "correct it and try again: nginx -t",
+    )
+}
+
+pub(super) fn check_ours(front: &Front) -> Result<()> {
+    let outcome = test()?;
+    if !outcome.success() {
+        let taken = outcome.stderr.contains("duplicate default server");
+        let refused = anyhow!("nginx refuses it: {}", faults(&outcome.stderr));
+        return Err(refused).hint(if taken {
+            "another vhost takes all names on this address: name the host in [front] \
+             server-names, listen elsewhere, or disable that vhost"
+        } else {
+            "this is a fault of farmctl: please report it with the vhost"
+        });
+    }
+    let names: BTreeSet<&str> = front.server_names.iter().map(String::as_str).collect();
+    match parse_conflict(&outcome.stderr) {
+        Some((name, address)) if names.contains(name) => refuse(
+            format_args!("another vhost of nginx has the name {name} on {address}"),
+            "use another name or address in [front], or disable that vhost",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// nginx's complaints, without its name or the time: `nginx: [emerg] …` before it has
+/// opened its log, `2026/11/21 08:04:25 [emerg] 14624#14624: …` after that.
+fn faults(stderr: &str) -> String {
+    let fault = |line| {
+        let (_, fault) = str::split_once(line, "[emerg] ")?;
+        let is_thread = |word: &str| word.bytes().all(|b| b.is_ascii_digit() || b == b'#');
+        match fault.split_once(": ") {
+            Some((thread, fault)) if is_thread(thread) => Some(fault),
+            _ => Some(fault),
+        }
+    };
+    let lines: Vec<&str> = stderr.lines().filter_map(fault).collect();
+    if lines.is_empty() { stderr.trim().replace('\n', "; ") } else { lines.join("; ") }
+}
+
+/// A name and address that two vhosts have: nginx only warns, and uses the first one.
+fn parse_conflict(stderr: &str) -> Option<(&str, &str)> {
+    stderr.lines().find_map(|line| {
+        let (_, rest) = line.split_once("conflicting server name \"")?;
+        let (name, rest) = rest.split_once("\" on ")?;
+        Some((name, rest.strip_suffix(", ignored")?))
+    })
+}
+
+/// The master process of Debian's nginx, if it runs.
+pub(super) fn master() -> Result<Option<u32>> {
+    let Some(text) = file::read_if_there(Path::new(PID_FILE))? else {
+        return Ok(None);
+    };
+    let pid: Option<u32> = text.trim().parse().ok();
+    let is_nginx = |pid: &u32| {
+        place::command_line(*pid).first().is_some_and(|title| title.starts_with("nginx: master"))
+    };
+    Ok(pid.filter(is_nginx))
+}
+
+/// nginx's workers that accept connections. One that is leaving says so in its title.
+fn workers(master: u32) -> Result<Vec<u32>> {
+    let mut found = process::children(master)?;
+    found.retain(|pid| {
+        let title = place::command_line(*pid).join(" ");
+        title.starts_with("nginx: worker process") && !title.contains("shutting down")
+    });
+    Ok(found)
+}
+
+fn starting() -> Invocation {
+    // A child of ours would be in the scope of somebody's login, and end with it.
+    if systemd_is_init() {
+        Invocation::of(&SYSTEMCTL).args(["start", "nginx"])
+    } else {
+        Invocation::of(&SERVICE).args(["nginx", "start"])
+    }
+}
+
+fn testing() -> Invocation {
+    Invocation::of(&NGINX).arg("-t")
+}
+
+fn reloading() -> Invocation {
+    Invocation::of(&NGINX).args(["-s", "reload"])
+}
+
+/// What has nginx take up a changed vhost, as commands to paste.
+///
+/// # Errors
+/// When it cannot be found out whether nginx runs.
+pub fn describe_take_up() -> Result<Vec<String>> {
+    let then = if master()?.is_some() { reloading() } else { starting() };
+    Ok(vec![testing().display(), then.display()])
+}
+
+/// Starts nginx if it does not run (answering `true`), reloads it if it does.
+pub(super) fn take_up() -> Result<bool> {
+    if master()?.is_some() {
+        reload()?;
+        return Ok(false);
+    }
+    let outcome = starting().surviving().outcome().context("starting nginx")?;
+    if !outcome.success() {
+        return refuse(
+            format_args!("nginx does not start: {}", faults(&outcome.stderr)),
+            "look at /var/log/nginx/error.log",
+        );
+    }
+    match poll_until(PATIENCE, master)? {
+        Some(_) => Ok(true),
+        None => refuse("nginx does not start", "look at /var/log/nginx/error.log"),
+    }
+}
+
+/// Reloads nginx and waits until the old workers have stopped accepting: nginx -s
+/// returns when the signal is sent, and the old ones answer for a while.
+pub(super) fn reload() -> Result<()> {
+    let Some(pid) = master()? else {
+        return Ok(());
+    };
+    let before = workers(pid)?;
+    reloading().run().context("reloading nginx")?;
+    let renewed = poll_until(PATIENCE, || {
+        let now = workers(pid)?;
+        let fresh = !now.is_empty() && now.iter().all(|worker| !before.contains(worker));
+        Ok(fresh.then_some(()))
+    })?;
+    match renewed {
+        Some(()) => Ok(()),
+        None => refuse(
+            "nginx keeps its old configuration",
+            "look at /var/log/nginx/error.log: it says why",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nginx_complaints_are_read() {
+        // Captured from nginx 1.22.1.
+        let warning = "nginx: [warn] conflicting server name \"shop.example\" on 0.0.0.0:80, ignored\n\
+             nginx: the configuration file /etc/nginx/nginx.conf syntax is ok\n";
+        assert_eq!(parse_conflict(warning), Some(("shop.example", "0.0.0.0:80")));
+        let error = "nginx: [emerg] unknown directive \"x\" in /etc/nginx/sites-enabled/y:1\n\
+             nginx: configuration file /etc/nginx/nginx.conf test failed\n";
+        assert_eq!(faults(error), "unknown directive \"x\" in /etc/nginx/sites-enabled/y:1");
+        let error = "2026/11/21 08:04:19 [emerg] 14347#14347: a duplicate default server for \
+             127.0.0.1:18080 in /etc/nginx/sites-enabled/zz:1\n\
+             nginx: configuration file /etc/nginx/nginx.conf test failed\n";
+        assert_eq!(
+            faults(error),
+            "a duplicate default server for 127.0.0.1:18080 in /etc/nginx/sites-enabled/zz:1"
+        );
+    }
+}
