@@ -5,10 +5,13 @@
 //! record lists every [`Object`] it is about to make. The record is locked while the
 //! recipe lives, so a record nobody holds is what an interrupted run left.
 
+mod object;
+mod transaction;
+
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read as _, Seek as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
@@ -16,12 +19,13 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use self::object::Object;
+pub use self::transaction::{Transaction, TransactionRecord};
 use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::layout::Layout;
 use crate::release::{App, EnvironmentRecord};
 use crate::settings::{Ground, Settings, Site};
-use crate::storage::Mark;
 
 /// The newest schema of `node.json` and transaction records this farmctl reads.
 const SCHEMA: u32 = 1;
@@ -33,209 +37,6 @@ pub const FIRST_UID: u32 = 200_000;
 struct Identity {
     schema: u32,
     id: String,
-}
-
-/// Something a recipe makes outside its own memory, and knows how to find again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
-pub enum Object {
-    /// A volume.
-    Volume {
-        /// Backend.
-        storage: String,
-        /// Name.
-        name: String,
-    },
-    /// The seal of a volume that was broken for a while.
-    Seal {
-        /// Backend.
-        storage: String,
-        /// Name of the volume.
-        name: String,
-    },
-    /// What volumes stand on.
-    Ground {
-        /// What it is.
-        ground: Ground,
-    },
-    /// A chroot definition and its fstab.
-    Chroot {
-        /// Name to schroot.
-        name: String,
-    },
-    /// A schroot session, with the copy its storage keeps of it.
-    Session {
-        /// Backend of the release it was begun from.
-        #[serde(default = "directory")]
-        storage: String,
-        /// Name to schroot.
-        name: String,
-    },
-    /// An application's socket directory.
-    Sockets {
-        /// Application.
-        app: String,
-    },
-    /// An application's programs under the supervisor.
-    Programs {
-        /// Application.
-        app: String,
-    },
-    /// An application's vhost and links.
-    Front {
-        /// Application.
-        app: String,
-    },
-    /// An application's account on the host.
-    Account {
-        /// Application.
-        app: String,
-    },
-    /// A file or directory of ours.
-    Path {
-        /// Where.
-        path: PathBuf,
-    },
-}
-
-/// The backend of sessions in records that were written when there was only one.
-fn directory() -> String {
-    "directory".to_owned()
-}
-
-impl Object {
-    /// The session that serves an application, if it is started.
-    #[must_use]
-    pub fn session_of(app: &App) -> Option<Self> {
-        let session = app.session.as_ref()?;
-        let storage = app.release(&session.version).map_or_else(directory, |r| r.storage.clone());
-        Some(Self::Session { storage, name: session.name.clone() })
-    }
-
-    /// Within a sentence: "the volume fv-hello-1.0"; a path is its own name.
-    #[must_use]
-    pub fn named(&self) -> String {
-        match self {
-            Self::Path { path } => path.display().to_string(),
-            _ => format!("the {self}"),
-        }
-    }
-}
-
-impl std::fmt::Display for Object {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Volume { name, .. } => write!(f, "volume {name}"),
-            Self::Seal { name, .. } => write!(f, "broken seal of volume {name}"),
-            Self::Ground { ground } => {
-                write!(f, "{} storage on {}", ground.backend, ground.base.path().display())
-            }
-            Self::Chroot { name } => write!(f, "chroot {name}"),
-            Self::Session { name, .. } => write!(f, "session {name}"),
-            Self::Sockets { app } => write!(f, "sockets of {app}"),
-            Self::Programs { app } => write!(f, "processes of {app}"),
-            Self::Front { app } => write!(f, "vhost of {app}"),
-            Self::Account { app } => write!(f, "account of {app}"),
-            Self::Path { path } => write!(f, "{}", path.display()),
-        }
-    }
-}
-
-/// What a transaction wrote down before it began.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct TransactionRecord {
-    /// Version of this format; 1.
-    pub schema: u32,
-    /// Id.
-    pub id: String,
-    /// Verb.
-    pub verb: String,
-    /// Application or environment.
-    pub subject: String,
-    /// When it began, seconds since 1970.
-    pub began: i64,
-    /// What it made or was about to make, oldest first.
-    pub objects: Vec<Object>,
-}
-
-/// A recipe at work. Closing it removes the record; dropping it leaves the record to `gc`.
-#[derive(Debug)]
-#[must_use = "a transaction that is not closed is rubbish to gc"]
-pub struct Transaction {
-    record: TransactionRecord,
-    file: Flock<File>,
-    path: PathBuf,
-    node: String,
-}
-
-impl Transaction {
-    /// Its id.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        &self.record.id
-    }
-
-    /// The verb that opened it.
-    #[must_use]
-    pub fn verb(&self) -> &str {
-        &self.record.verb
-    }
-
-    /// The application or environment it is about.
-    #[must_use]
-    pub fn subject(&self) -> &str {
-        &self.record.subject
-    }
-
-    /// The mark volumes made by it carry.
-    #[must_use]
-    pub fn mark(&self) -> Mark {
-        Mark { node: self.node.clone(), transaction: self.record.id.clone() }
-    }
-
-    /// What it made or was about to make, oldest first.
-    #[must_use]
-    pub fn objects(&self) -> &[Object] {
-        &self.record.objects
-    }
-
-    /// Writes down that `object` is about to be made; to be called before it is.
-    ///
-    /// # Errors
-    /// When the record cannot be written.
-    pub fn intend(&mut self, object: Object) -> Result<()> {
-        self.record.objects.push(object);
-        self.write()
-    }
-
-    /// Takes `object` off the record: it is published, or was there before.
-    ///
-    /// # Errors
-    /// When the record cannot be written.
-    pub fn release(&mut self, object: &Object) -> Result<()> {
-        self.record.objects.retain(|known| known != object);
-        self.write()
-    }
-
-    fn write(&mut self) -> Result<()> {
-        let text = serde_json::to_vec_pretty(&self.record).context("writing a transaction")?;
-        let write = |file: &mut File| -> std::io::Result<()> {
-            file.rewind()?;
-            file.write_all(&text)?;
-            file.set_len(text.len() as u64)?;
-            file.sync_data()
-        };
-        write(&mut self.file).with_context(|| format!("writing {}", self.path.display()))
-    }
-
-    /// Ends the transaction: nothing of it is left to undo.
-    ///
-    /// # Errors
-    /// When the record cannot be removed.
-    pub fn close(self) -> Result<()> {
-        file::remove_if_there(&self.path)
-    }
 }
 
 /// A lock on an application or environment, held until dropped, released by the kernel
@@ -376,86 +177,6 @@ impl Node {
     pub fn is_tended(&self, subject: &str) -> Result<bool> {
         let holder = file::read_if_there(&self.layout.lock(subject))?.unwrap_or_default();
         Ok(holder.ends_with(" tend"))
-    }
-
-    /// Opens a transaction.
-    ///
-    /// # Errors
-    /// When its record cannot be written.
-    pub fn begin(&self, verb: &str, subject: &str) -> Result<Transaction> {
-        let node = self.settle()?;
-        let id = random_id()?;
-        let path = self.layout.transaction_file(&id);
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .with_context(|| format!("making {}", path.display()))?;
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, error)| error)
-            .with_context(|| format!("locking {}", path.display()))?;
-        let record = TransactionRecord {
-            schema: SCHEMA,
-            id,
-            verb: verb.to_owned(),
-            subject: subject.to_owned(),
-            began: now(),
-            objects: Vec::new(),
-        };
-        let mut transaction = Transaction { record, file, path, node };
-        transaction.write()?;
-        Ok(transaction)
-    }
-
-    /// Takes over the transactions whose farmctl is gone: their locks are held by the
-    /// answer, so that two `gc` do not work on one.
-    ///
-    /// # Errors
-    /// When the records cannot be read.
-    pub fn abandoned(&self) -> Result<Vec<Transaction>> {
-        let mut found = Vec::new();
-        for name in file::names_in(&self.layout.transactions())? {
-            let Some(id) = name.strip_suffix(".json") else { continue };
-            let path = self.layout.transaction_file(id);
-            let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else {
-                continue;
-            };
-            let Ok(mut file) = Flock::lock(file, FlockArg::LockExclusiveNonblock) else {
-                continue;
-            };
-            let mut text = String::new();
-            file.read_to_string(&mut text)
-                .with_context(|| format!("reading {}", path.display()))?;
-            // Killed between making the file and writing it: it had made nothing.
-            let record = serde_json::from_str(&text).unwrap_or_else(|_| TransactionRecord {
-                schema: SCHEMA,
-                id: id.to_owned(),
-                verb: "unknown".to_owned(),
-                subject: "unknown".to_owned(),
-                began: 0,
-                objects: Vec::new(),
-            });
-            let node = self.id.clone().unwrap_or_default();
-            found.push(Transaction { record, file, path, node });
-        }
-        Ok(found)
-    }
-
-    /// Everything that living and abandoned transactions have written down.
-    ///
-    /// # Errors
-    /// When the records cannot be listed.
-    pub fn journaled(&self) -> Result<Vec<Object>> {
-        let mut objects = Vec::new();
-        for name in file::names_in(&self.layout.transactions())? {
-            // Gone or half written since: then its transaction has made nothing yet, or nothing more.
-            let text =
-                fs::read_to_string(self.layout.transactions().join(&name)).unwrap_or_default();
-            let Ok(record) = serde_json::from_str::<TransactionRecord>(&text) else { continue };
-            objects.push(Object::Path { path: self.layout.work(&record.id) });
-            objects.extend(record.objects);
-        }
-        Ok(objects)
     }
 
     /// State of an application.
@@ -653,20 +374,6 @@ mod tests {
         );
         drop(held);
         drop(node.lock("shop", "start").expect("it was released"));
-    }
-
-    #[test]
-    fn a_transaction_is_abandoned_when_nobody_holds_its_record() {
-        let root = tempfile::tempdir().expect("a temporary directory");
-        let node = node(root.path());
-        let mut transaction = node.begin("install", "shop").expect("the root is writable");
-        let object = Object::Chroot { name: "farmctl-shop-1".to_owned() };
-        transaction.intend(object.clone()).expect("the record is writable");
-        assert!(node.abandoned().expect("it can be read").is_empty());
-        drop(transaction);
-        let abandoned = node.abandoned().expect("it can be read");
-        assert_eq!(abandoned.len(), 1);
-        assert_eq!(abandoned[0].objects(), [object]);
     }
 
     #[test]

@@ -1,0 +1,269 @@
+//! The archive an environment is made from: its mirrors and their signed indexes.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::{APT_GET, DEBOOTSTRAP, GPGV, KEYRING};
+use crate::chroot;
+use crate::error::{Mark as _, refuse};
+use crate::manifest::InRelease;
+use crate::profile::Environment;
+use crate::run::Invocation;
+
+/// apt's own downloader: it honours the host's apt proxy and certificate settings.
+const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
+
+/// The archive an environment is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Archive {
+    /// Suite: `bookworm`.
+    pub suite: String,
+    /// Mirror of the suite and its updates.
+    pub mirror: String,
+    /// Mirror of its security suite, if one is known.
+    pub security: Option<String>,
+    /// Components.
+    pub components: Vec<String>,
+}
+
+impl Archive {
+    /// What the profile names, else what the host's apt sources name, else debootstrap's
+    /// built-in mirror.
+    ///
+    /// # Errors
+    /// When no mirror can be found.
+    pub fn of(environment: &Environment) -> Result<Self> {
+        let host = host_mirrors()?;
+        let mirror = match environment.mirror.clone().or(host.main) {
+            Some(mirror) => mirror,
+            None => builtin_mirror()?,
+        };
+        let security = environment.security_mirror.clone().or(host.security);
+        Ok(Self {
+            suite: environment.suite.clone(),
+            mirror: mirror.trim_end_matches('/').to_owned(),
+            security: security.map(|uri| uri.trim_end_matches('/').to_owned()),
+            components: environment.components.clone(),
+        })
+    }
+
+    /// Suites and their mirrors. Unstable has neither updates nor security.
+    #[must_use]
+    pub fn suites(&self) -> Vec<(String, &str)> {
+        let mut suites = vec![(self.suite.clone(), self.mirror.as_str())];
+        if !matches!(self.suite.as_str(), "sid" | "unstable" | "experimental") {
+            suites.push((format!("{}-updates", self.suite), &self.mirror));
+            if let Some(security) = &self.security {
+                suites.push((format!("{}-security", self.suite), security));
+            }
+        }
+        suites
+    }
+
+    /// The apt source of the environment, in deb822 (sources.list(5)).
+    #[must_use]
+    pub fn sources(&self) -> String {
+        let components = self.components.join(" ");
+        let stanza = |uri: &str, suites: &str| {
+            format!(
+                "Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: {components}\nSigned-By: {KEYRING}\n"
+            )
+        };
+        let suites = self.suites();
+        let of = |uri: &str| -> String {
+            let names: Vec<&str> = suites
+                .iter()
+                .filter(|(_, mirror)| *mirror == uri)
+                .map(|(suite, _)| suite.as_str())
+                .collect();
+            names.join(" ")
+        };
+        let mut text = stanza(&self.mirror, &of(&self.mirror));
+        if let Some(security) = self.security.as_deref().filter(|uri| *uri != self.mirror) {
+            let names = of(security);
+            if !names.is_empty() {
+                text.push('\n');
+                text.push_str(&stanza(security, &names));
+            }
+        }
+        text
+    }
+}
+
+/// Mirrors of Debian that the host's apt sources name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct HostMirrors {
+    main: Option<String>,
+    security: Option<String>,
+}
+
+fn host_mirrors() -> Result<HostMirrors> {
+    let codename = host_codename()?;
+    let text = Invocation::of(&APT_GET)
+        .args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(RELEASE) $(COMPONENT)",
+            "Identifier: Packages",
+        ])
+        .output()
+        .context("reading the host's apt sources")?;
+    Ok(parse_index_targets(&text, &codename))
+}
+
+/// Lines of `apt-get indextargets`: repository, release and component. Debian's own is
+/// the first that carries the host's release with component `main`.
+fn parse_index_targets(text: &str, codename: &str) -> HostMirrors {
+    let mut found = HostMirrors::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(uri), Some(release), Some("main")) = (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        let slot = if release == codename {
+            &mut found.main
+        } else if release == format!("{codename}-security") {
+            &mut found.security
+        } else {
+            continue;
+        };
+        if slot.is_none() {
+            *slot = Some(uri.trim_end_matches('/').to_owned());
+        }
+    }
+    found
+}
+
+fn host_codename() -> Result<String> {
+    let text = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    Ok(name.unwrap_or_default().trim_matches('"').to_owned())
+}
+
+/// The mirror debootstrap itself would take: `DEF_MIRROR` in its program text.
+fn builtin_mirror() -> Result<String> {
+    let path = DEBOOTSTRAP.path().context("looking for debootstrap")?;
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    match text.lines().find_map(|line| line.strip_prefix("DEF_MIRROR=")) {
+        Some(mirror) => Ok(mirror.trim_matches('"').to_owned()),
+        None => refuse("no Debian mirror is known", "set environment.mirror in the profile"),
+    }
+}
+
+/// Fetches the signed indexes of the archive's suites and checks their signatures.
+///
+/// # Errors
+/// When a mirror does not answer, has no such suite, or a signature is not good.
+pub fn fetch_indexes(archive: &Archive, work: &Path) -> Result<Vec<InRelease>> {
+    if !Path::new(KEYRING).exists() {
+        return refuse(
+            format_args!("the keyring {KEYRING} is missing"),
+            "apt-get install debian-archive-keyring",
+        );
+    }
+    let mut indexes = Vec::new();
+    for (suite, mirror) in archive.suites() {
+        let target = work.join(format!("{suite}_InRelease"));
+        download(&format!("{mirror}/dists/{suite}/InRelease"), &target)
+            .with_context(|| format!("fetching the index of {suite} from {mirror}"))
+            .hint_with(|| {
+                format!("is \"{suite}\" a suite of that mirror, and is the mirror reachable?")
+            })?;
+        let plain = work.join(format!("{suite}_Release"));
+        let verified = Invocation::of(&GPGV)
+            .args(["--quiet", "--keyring", KEYRING, "--output"])
+            .args([&plain, &target])
+            .run();
+        verified
+            .with_context(|| format!("checking the signature of {suite} from {mirror}"))
+            .hint("apt-get install --only-upgrade debian-archive-keyring")?;
+        let text =
+            fs::read_to_string(&plain).with_context(|| format!("reading {}", plain.display()))?;
+        let bytes = fs::read(&target).with_context(|| format!("reading {}", target.display()))?;
+        indexes.push(InRelease {
+            suite,
+            sha256: crate::hash::hex(&bytes),
+            date: release_date(&text)?,
+        });
+    }
+    Ok(indexes)
+}
+
+/// Seconds since 1970 of a Release file's `Date:`.
+fn release_date(release: &str) -> Result<i64> {
+    let date = release
+        .lines()
+        .find_map(|line| line.strip_prefix("Date:"))
+        .context("the index has no Date")?;
+    // RFC 2822 knows no "UTC"; Debian writes it nevertheless.
+    let date = date.trim().replace(" UTC", " +0000");
+    let parsed =
+        jiff::fmt::rfc2822::parse(&date).with_context(|| format!("reading the date \"{date}\""))?;
+    Ok(parsed.timestamp().as_second())
+}
+
+fn download(uri: &str, target: &Path) -> Result<()> {
+    let mut call = Invocation::program(APT_HELPER)
+        .args(["-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30", "download-file", uri])
+        .arg(target);
+    for (name, value) in chroot::proxies() {
+        call = call.env(name, value);
+    }
+    call.run()
+}
+
+/// Where downloaded packages are kept on the host, per suite and architecture.
+#[must_use]
+pub fn package_cache(cache: &Path, archive: &Archive, architecture: &str) -> PathBuf {
+    cache.join("debs").join(format!("{}_{architecture}", archive.suite))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_mirror_is_the_one_that_carries_its_release() {
+        let text = "https://example.org/other nodistro main\n\
+                    http://mirror.example/debian/ bookworm contrib\n\
+                    http://mirror.example/debian/ bookworm main\n\
+                    http://mirror.example/debian/ bookworm-updates main\n\
+                    http://security.example/debian-security/ bookworm-security main\n";
+        let found = parse_index_targets(text, "bookworm");
+        assert_eq!(found.main.as_deref(), Some("http://mirror.example/debian"));
+        assert_eq!(found.security.as_deref(), Some("http://security.example/debian-security"));
+        assert_eq!(parse_index_targets(text, "trixie"), HostMirrors::default());
+    }
+
+    #[test]
+    fn a_release_date_is_read_as_debian_writes_it() {
+        let date = release_date("Origin: Debian\nDate: Sat, 17 May 2025 09:20:54 UTC\n");
+        assert_eq!(date.expect("it is a date"), 1_747_473_654);
+    }
+
+    #[test]
+    fn the_apt_source_names_updates_and_security() {
+        let archive = Archive {
+            suite: "bookworm".to_owned(),
+            mirror: "http://mirror.example/debian".to_owned(),
+            security: Some("http://security.example/debian-security".to_owned()),
+            components: vec!["main".to_owned()],
+        };
+        insta::assert_snapshot!(archive.sources(), @r"
+        Types: deb
+        URIs: http://mirror.example/debian
+        Suites: bookworm bookworm-updates
+        Components: main
+        Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+        Types: deb
+        URIs: http://security.example/debian-security
+        Suites: bookworm-security
+        Components: main
+        Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+        ");
+    }
+}

@@ -1,0 +1,114 @@
+//! What recipes make outside their own memory.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::release::App;
+use crate::settings::Ground;
+
+/// Something a recipe makes outside its own memory, and knows how to find again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
+pub enum Object {
+    /// A volume.
+    Volume {
+        /// Backend.
+        storage: String,
+        /// Name.
+        name: String,
+    },
+    /// The seal of a volume that was broken for a while.
+    Seal {
+        /// Backend.
+        storage: String,
+        /// Name of the volume.
+        name: String,
+    },
+    /// What volumes stand on.
+    Ground {
+        /// What it is.
+        ground: Ground,
+    },
+    /// A chroot definition and its fstab.
+    Chroot {
+        /// Name to schroot.
+        name: String,
+    },
+    /// A schroot session, with the copy its storage keeps of it.
+    Session {
+        /// Backend of the release it was begun from.
+        #[serde(default = "directory")]
+        storage: String,
+        /// Name to schroot.
+        name: String,
+    },
+    /// An application's socket directory.
+    Sockets {
+        /// Application.
+        app: String,
+    },
+    /// An application's programs under the supervisor.
+    Programs {
+        /// Application.
+        app: String,
+    },
+    /// An application's vhost and links.
+    Front {
+        /// Application.
+        app: String,
+    },
+    /// An application's account on the host.
+    Account {
+        /// Application.
+        app: String,
+    },
+    /// A file or directory of ours.
+    Path {
+        /// Where.
+        path: PathBuf,
+    },
+}
+
+/// The backend of sessions in records that were written when there was only one.
+fn directory() -> String {
+    "directory".to_owned()
+}
+
+impl Object {
+    /// The session that serves an application, if it is started.
+    #[must_use]
+    pub fn session_of(app: &App) -> Option<Self> {
+        let session = app.session.as_ref()?;
+        let storage = app.release(&session.version).map_or_else(directory, |r| r.storage.clone());
+        Some(Self::Session { storage, name: session.name.clone() })
+    }
+
+    /// Within a sentence: "the volume fv-hello-1.0"; a path is its own name.
+    #[must_use]
+    pub fn named(&self) -> String {
+        match self {
+            Self::Path { path } => path.display().to_string(),
+            _ => format!("the {self}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Volume { name, .. } => write!(f, "volume {name}"),
+            Self::Seal { name, .. } => write!(f, "broken seal of volume {name}"),
+            Self::Ground { ground } => {
+                write!(f, "{} storage on {}", ground.backend, ground.base.path().display())
+            }
+            Self::Chroot { name } => write!(f, "chroot {name}"),
+            Self::Session { name, .. } => write!(f, "session {name}"),
+            Self::Sockets { app } => write!(f, "sockets of {app}"),
+            Self::Programs { app } => write!(f, "processes of {app}"),
+            Self::Front { app } => write!(f, "vhost of {app}"),
+            Self::Account { app } => write!(f, "account of {app}"),
+            Self::Path { path } => write!(f, "{}", path.display()),
+        }
+    }
+}
