@@ -63,11 +63,11 @@ def run(command, *, within, **options):
 
 
 def contained(command):
-    """`command` so that all it starts ends with it, and it with the thread that started
-    it, however that ends: User-mode Linux leaves helpers behind when it is killed, and
-    what builds a system has mounts."""
+    """`command` so that all it starts and mounts ends with it, and it with the thread that
+    started it, however that ends: User-mode Linux leaves helpers behind when it is killed,
+    and what builds a system has mounts."""
     return ["setpriv", "--pdeathsig", "KILL",
-            "unshare", "--pid", "--fork", "--kill-child=KILL", *map(str, command)]
+            "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", *map(str, command)]
 
 
 def install_packages(*names):

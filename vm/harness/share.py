@@ -39,8 +39,9 @@ def tarballs(farmctl):
     return made / "tarballs"
 
 
-# farmctl's own paths go beneath --root, but schroot knows only its own: in this mount
-# namespace that is a copy, so that environments of this host are neither seen nor touched.
+# farmctl's own paths go beneath --root, but schroot knows only its own: among the mounts
+# of host.contained() that is a copy, so that environments of this host are neither seen nor
+# touched.
 BAKE = """
 farmctl=$1 root=$2 profile=$3 out=$4
 cp -a /etc/schroot "$root/schroot"
@@ -59,7 +60,7 @@ def _bake(farmctl, to):
     root.mkdir()
     out.mkdir()
     environment = {**os.environ, "FARMCTL_CACHE": str(host.CACHE.parent)}
-    command = ["unshare", "--mount", "sh", "-euc", BAKE, "sh", farmctl, root, PROFILE, out]
+    command = ["sh", "-euc", BAKE, "sh", farmctl, root, PROFILE, out]
     host.run(host.contained(command), within=900, env=environment)
     shutil.rmtree(root)
 

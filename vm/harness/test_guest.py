@@ -117,6 +117,13 @@ class Judging(unittest.TestCase):
         for pid in [inside, *sleeping]:
             self.assertFalse(pathlib.Path(f"/proc/{pid}").exists())
 
+    def test_what_is_mounted_beside_a_guest_is_gone_with_it(self):
+        mount = f"mkdir {self.place}/tree; mount -t tmpfs tmpfs {self.place}/tree;"
+        self.assertEqual(self.judge(f"{mount} touch {self.place}/tree/in; exit 0")[:15],
+                         "the guest ended")
+        self.assertNotIn(str(self.place), pathlib.Path("/proc/self/mountinfo").read_text())
+        self.assertEqual(list((self.place / "tree").iterdir()), [])
+
 
 if __name__ == "__main__":
     unittest.main()
