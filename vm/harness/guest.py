@@ -30,6 +30,8 @@ class Verdict:
     words: str
     """Why it did not pass."""
     seconds: float
+    log: str
+    """What the test wrote at the last boot; empty when there was no report."""
 
 
 @dataclasses.dataclass
@@ -40,6 +42,12 @@ class Report:
     next: str
     """`done`, `reboot:ARGUMENT` or `cut:ARGUMENT`."""
     archive: bytes
+
+    @property
+    def log(self):
+        """What the test wrote."""
+        with tarfile.open(fileobj=io.BytesIO(self.archive)) as archive:
+            return archive.extractfile("log").read().decode(errors="replace")
 
 
 class Died(Exception):
@@ -88,7 +96,8 @@ class Guest:
                 self._keep_report(report, boot)
             if not self.keep:
                 self._remove_disks(everything=words is None)
-        return Verdict(words is None, words or "", time.monotonic() - begun)
+        seconds = time.monotonic() - begun
+        return Verdict(words is None, words or "", seconds, report.log if report else "")
 
     def interact(self):
         """Boots it once, with a shell on this terminal."""

@@ -87,8 +87,7 @@ def _tell(it, verdict):
         return
     host.say(f"FAIL {line}: {verdict.words}")
     console = max(it.place.glob("console-*"), key=lambda path: path.stat().st_mtime)
-    log = it.place / console.name.replace("console", "boot") / "log"
-    log = log if log.exists() else console
-    for text in log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]:
+    log = verdict.log or console.read_text(encoding="utf-8", errors="replace")
+    for text in log.splitlines()[-12:]:
         host.say(f"     | {text}")
     host.say(f"     console, journal and logs: {it.place.relative_to(host.ROOT)}")

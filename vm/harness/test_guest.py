@@ -13,7 +13,8 @@ from harness import engine, guest, host, index
 
 REPORT = """
     printf '{"status": %s, "next": "%s"}' "$1" "$2" >"$place/verdict"
-    tar --create --directory "$place" verdict | dd of="$result" conv=notrunc status=none
+    echo "what it says in boot $boot" >"$place/log"
+    tar --create --directory "$place" log verdict | dd of="$result" conv=notrunc status=none
 """
 
 
@@ -91,7 +92,8 @@ class Judging(unittest.TestCase):
             3:three) report 0 done; sleep infinity ;;
             *) report 9 done ;;
             esac"""
-        self.assertEqual(self.judge(text), "")
+        found = self.guest(text).run()
+        self.assertEqual((found.words, found.log), ("", "what it says in boot 3\n"))
 
     def test_an_old_report_is_not_taken_for_a_new_one(self):
         text = "case $boot in 1) report 0 cut:two; sleep infinity ;; *) sleep infinity ;; esac"
