@@ -132,9 +132,9 @@ class Guest:
         """One boot, to its report and, for a reboot, to the power being off."""
         _blank(self.result, RESULT_MIB)
         machine = self._machine([
-            "systemd.unit=vm-test.target", f"vm.test={self.test.name}",
-            f"vm.argument={argument}", f"vm.limit={left}", f"vm.engine={self.engine.name}",
-            f"vm.slowness={self.engine.slowness}"])
+            "systemd.unit=vm-test.target", "systemd.mask=systemd-logind.service",
+            f"vm.test={self.test.directory}/{self.test.script}", f"vm.argument={argument}",
+            f"vm.limit={left}"])
         with open(self.place / f"console-{number}", "wb") as console:
             self._start(self.engine.command(machine), console)
             try:
@@ -154,7 +154,9 @@ class Guest:
         words = ",".join(f"{{disk[{first + n}]}}" for n in range(1, len(disks) + 1))
         return dataclasses.replace(
             self.machine, interactive=interactive, writable=[self.result, *disks],
-            parameters=[*parameters, f"vm.result={{disk[{first}]}}", f"vm.disks={words}"])
+            parameters=[*parameters, f"vm.engine={self.engine.name}",
+                        f"vm.slowness={self.engine.slowness}",
+                        f"vm.result={{disk[{first}]}}", f"vm.disks={words}"])
 
     def _start(self, command, console):
         self.process = subprocess.Popen(

@@ -14,12 +14,11 @@ SIZE = "8G"
 MASKED = [
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
     "e2scrub_reap.service", "fstrim.timer", "getty@tty1.service", "serial-getty@ttyS0.service",
-    "systemd-logind.service", "systemd-random-seed.service", "systemd-binfmt.service",
-    "systemd-update-utmp.service", "systemd-timesyncd.service", "supervisor.service",
-    "modprobe@drm.service", "modprobe@efi_pstore.service", "modprobe@fuse.service",
-    "modprobe@configfs.service", "sys-kernel-config.mount", "sys-kernel-debug.mount",
-    "sys-kernel-tracing.mount", "sys-fs-fuse-connections.mount", "dev-mqueue.mount",
-    "dev-hugepages.mount",
+    "systemd-random-seed.service", "systemd-binfmt.service", "systemd-update-utmp.service",
+    "systemd-timesyncd.service", "supervisor.service", "modprobe@drm.service",
+    "modprobe@efi_pstore.service", "modprobe@fuse.service", "modprobe@configfs.service",
+    "sys-kernel-config.mount", "sys-kernel-debug.mount", "sys-kernel-tracing.mount",
+    "sys-fs-fuse-connections.mount", "dev-mqueue.mount", "dev-hugepages.mount",
 ]
 ENABLED = ["pool.service"]
 
@@ -28,7 +27,7 @@ def image(suite, node):
     """The root file system of a `fresh` or `ready` node, a file."""
     packages = pool.packages()
     include = packages["fresh"] + (packages["ready"] if node == "ready" else [])
-    archive, kernels = pool.pool(suite), kernel.kernels(suite)
+    archive, kernels = pool.pool(suite), kernel.kernels()
     key = cache.digest(suite, node, include, archive.name, kernels.name, pathlib.Path(__file__),
                        OVERLAY)
     made = cache.entry(f"image-{node}", key, f"the image of a {node} node with {suite}",

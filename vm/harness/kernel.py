@@ -11,24 +11,27 @@ import tempfile
 from . import cache, host
 from .apt import Apt
 
+SUITE = "bookworm"
+"""Guests of every suite run on these: trixie's User-mode Linux is not to be had on a host
+with bookworm, whose C library is too old for it."""
 XSTATE = host.ROOT / "vm/harness/uml-xstate.c"
 INITRD = host.ROOT / "vm/guest/initrd"
 # What it takes to mount the root: Debian's cloud kernel has all of it as modules.
 ROOT_MODULES = ["virtio_pci", "virtio_blk", "ext4"]
 
 
-def kernels(suite):
-    """The directory of the suite's kernels: `linux.uml` and `uml-xstate.so` to preload with
+def kernels():
+    """The directory of the kernels: `linux.uml` and `uml-xstate.so` to preload with
     it, `vmlinuz` and `initrd`, and `modules` with a directory for each of the two."""
-    key = cache.digest(suite, pathlib.Path(__file__), INITRD, XSTATE)
-    return cache.entry("kernels", key, f"the kernels of {suite}", lambda to: _make(suite, to))
+    key = cache.digest(pathlib.Path(__file__), INITRD, XSTATE)
+    return cache.entry("kernels", key, "the kernels", _make)
 
 
-def _make(suite, to):
+def _make(to):
     host.install_packages("dpkg-dev", "kmod", "cpio", "busybox-static", "gcc", "libc6-dev")
     with tempfile.TemporaryDirectory(prefix="farmctl-kernels.") as scratch:
         scratch = pathlib.Path(scratch)
-        apt = Apt(suite, scratch / "apt")
+        apt = Apt(SUITE, scratch / "apt")
         uml, cloud = scratch / "uml", scratch / "cloud"
         _unpack(apt.fetch("user-mode-linux", scratch), uml)
         shutil.copy(uml / "usr/bin/linux.uml", to / "linux.uml")

@@ -13,7 +13,7 @@ WORK = host.ROOT / "target/vm"
 def run(tests, wanted):
     """Runs the tests on the engine; answers the exit status. The index is the only reason
     to skip one: an engine that does not work is trouble."""
-    chosen = engine.choose(wanted, kernel.kernels("bookworm"))
+    chosen = engine.choose(wanted, kernel.kernels())
     runnable = [test for test in tests if chosen.name in test.engines]
     for test in tests:
         if test not in runnable:
@@ -28,7 +28,7 @@ def run(tests, wanted):
 
 def shell(wanted, node, suite, disks):
     """Boots a guest with a shell on this terminal; answers the exit status."""
-    chosen = engine.choose(wanted, kernel.kernels(suite))
+    chosen = engine.choose(wanted, kernel.kernels())
     test = index.Test("shell", node=node, storage="", limit=0, suite=suite, disks=tuple(disks))
     with _shared("shell") as share_image:
         _guest(test, chosen, share_image).interact()
@@ -50,7 +50,7 @@ def _shared(what):
 def _guest(test, chosen, share_image):
     place = WORK / chosen.name / test.name
     machine = engine.Machine(
-        kernels=kernel.kernels(test.suite), image=image.image(test.suite, test.node),
+        kernels=kernel.kernels(), image=image.image(test.suite, test.node),
         overlay=place / "root.cow", writable=[], parameters=[],
         read_only=[share_image, pool.pool(test.suite) / "pool.img"])
     return guest.Guest(test, chosen, machine, place, os.environ.get("FARMCTL_TEST_KEEP") == "1")
