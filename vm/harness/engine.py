@@ -83,13 +83,15 @@ class Qemu:
 
     def prepare(self, machine):
         """Makes the overlay."""
-        host.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", machine.image, "-F", "raw",
-                  machine.overlay], within=60)
+        # -u: without looking into the image, which would take a lock of it.
+        host.run(["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", machine.image, "-F", "raw",
+                  machine.overlay, machine.image.stat().st_size], within=60)
 
     def command(self, machine):
         """The command that boots the machine."""
-        drives = [f"file={machine.overlay},format=qcow2"]
-        # Without locks: User-mode Linux locks what another run of it reads of these.
+        # What is only read is without locks: User-mode Linux locks what another run of it
+        # reads of these.
+        drives = [f"file={machine.overlay},format=qcow2,backing.file.locking=off"]
         drives += [f"file={path},format=raw,readonly=on,file.locking=off"
                    for path in machine.read_only]
         drives += [f"file={path},format=raw" for path in machine.writable]
