@@ -68,12 +68,11 @@ class Guest:
         self.stopped = False
         self.process = None
 
-    def run(self):
+    def run(self, argument=""):
         """Boots it as often as the test asks for, and judges."""
         begun = time.monotonic()
         limit = self.test.limit * self.engine.slowness
         words, report, boot = None, None, 0
-        argument = ""
         try:
             self._make_disks()
             while True:

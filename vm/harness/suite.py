@@ -5,7 +5,7 @@ import os
 import pathlib
 import tempfile
 
-from . import cache, engine, guest, host, image, index, kernel, pool, share
+from . import cache, engine, guest, host, image, index, kernel, pool, share, table
 
 WORK = host.ROOT / "target/vm"
 
@@ -24,6 +24,20 @@ def run(tests, wanted):
     host.say(f"{len(results) - len(failed)} passed, {len(failed)} failed, "
              f"{len(tests) - len(runnable)} skipped on {chosen.name}")
     return 1 if failed else 0
+
+
+def bench(wanted, runs):
+    """Runs vm/guest/bench and prints its table; answers the exit status."""
+    chosen = engine.choose(wanted, kernel.kernels())
+    test = index.Test("bench", node="ready", storage="all kinds", limit=300 + 300 * runs,
+                      disks=(6144, 3072), directory="guest")
+    with _shared("bench") as share_image:
+        it = _guest(test, chosen, share_image)
+        verdict = it.run(argument=str(runs))
+    _tell(it, verdict)
+    if verdict.passed:
+        print("\n".join(table.render(verdict.log)))
+    return 0 if verdict.passed else 1
 
 
 def shell(wanted, node, suite, disks):
