@@ -103,7 +103,10 @@ class Guest:
         try:
             self._make_disks()
             _blank(self.result, RESULT_MIB)
-            machine = self._machine(["systemd.unit=vm-shell.target"], interactive=True)
+            # A serial line tells its guest nothing of the terminal.
+            columns, rows = shutil.get_terminal_size()
+            machine = self._machine(["systemd.unit=vm-shell.target", f"vm.terminal={rows},{columns}"],
+                                    interactive=True)
             # In this process group, so that the terminal is its own.
             subprocess.run(self.engine.command(machine), check=False)
         finally:
