@@ -29,7 +29,7 @@ def run(tests, wanted):
 def bench(wanted, runs):
     """Runs vm/guest/bench and prints its table; answers the exit status."""
     chosen = engine.choose(wanted, kernel.kernels())
-    test = index.Test("bench", node="ready", storage="all kinds", limit=300 + 300 * runs,
+    test = index.Test("bench", node="ready", storage="all kinds", limit=1200 + 600 * runs,
                       disks=(6144, 3072), directory="guest")
     with _shared("bench") as share_image:
         it = _guest(test, chosen, share_image)
