@@ -482,3 +482,68 @@ fn what_a_killed_setup_leaves_is_removed() {
         assert_eq!(private & 0o777, 0o755);
     });
 }
+
+#[test]
+fn a_signal_sent_through_schroot_is_the_last_that_gets_through() {
+    let name = "a_signal_sent_through_schroot_is_the_last_that_gets_through";
+    Sandbox::with(name, |sandbox| {
+        sandbox.register();
+        let mount = schroot::begin("fs-trap-11", "farmctl-t-1").expect("the tree is whole");
+        let got = mount.join("root/got");
+        let server = "for name in HUP USR1 TERM; do trap \"echo $name >>/root/got\" $name; done; \
+                      echo ready >/root/got; while :; do sleep 0.05; done";
+        let comes = |expected: &str| {
+            wait_for(expected, Duration::from_secs(5), || {
+                fs::read_to_string(&got).is_ok_and(|text| text == expected)
+            });
+        };
+        let signal = |pid: u32, name: &str| tool("kill", &["-s", name, &pid.to_string()]);
+
+        let arguments =
+            ["-r", "-c", "session:fs-trap-11", "-d", "/", "--", "/bin/sh", "-c", server];
+        let wrapper = start("schroot", &arguments);
+        comes("ready\n");
+        signal(wrapper.0.id(), "HUP");
+        comes("ready\nHUP\n");
+        signal(wrapper.0.id(), "TERM");
+        // What it does with it is done once nothing is pending for it any more.
+        wait_for("schroot takes it", Duration::from_secs(5), || {
+            let status = fs::read_to_string(format!("/proc/{}/status", wrapper.0.id()));
+            status.is_ok_and(|text| text.contains("ShdPnd:\t0000000000000000"))
+        });
+        let inside = schroot::processes_in(&mount).expect("/proc is there");
+        let shell = inside.iter().find(|occupant| {
+            let line = fs::read_to_string(format!("/proc/{}/cmdline", occupant.pid));
+            line.is_ok_and(|line| line.contains("got"))
+        });
+        signal(shell.expect("it has not ended").pid, "USR1");
+        comes("ready\nHUP\nUSR1\n");
+        let grace = Duration::from_secs(1);
+        schroot::end_within("fs-trap-11", grace).expect("SIGKILL is obeyed");
+        drop(wrapper);
+
+        // As farmctl's processes are entered.
+        let mount = schroot::begin("fs-trap-11", "farmctl-t-1").expect("the tree is whole");
+        let server = start("chroot", &[&mount.display().to_string(), "/bin/sh", "-c", server]);
+        comes("ready\n");
+        signal(server.0.id(), "HUP");
+        comes("ready\nHUP\n");
+        signal(server.0.id(), "TERM");
+        comes("ready\nHUP\nTERM\n");
+        schroot::end_within("fs-trap-11", grace).expect("SIGKILL is obeyed");
+        assert_eq!(remains(), nothing());
+    });
+}
+
+#[test]
+fn the_source_of_a_chroot_has_no_name_of_its_own() {
+    Sandbox::with("the_source_of_a_chroot_has_no_name_of_its_own", |sandbox| {
+        let environment = Definition { source_clone: true, ..sandbox.definition("farmctl-env-t") };
+        schroot::register(&environment).expect("schroot takes it");
+        let ran = bare(&["-c", "farmctl-env-t-source", "-d", "/", "--", "/bin/true"]);
+        assert_eq!(ran.code, 1);
+        assert!(ran.stderr.contains("Chroot not found"), "{}", ran.stderr);
+        schroot::enter_source("farmctl-env-t", &["/bin/true"]).run().expect("the tree is whole");
+        assert_eq!(remains(), nothing());
+    });
+}
