@@ -110,23 +110,24 @@ impl Systemd {
         systemctl::reload_units()
     }
 
-    /// Takes away what tends, if nothing is left to tend. The service itself may be what
-    /// is at work here: it is not stopped.
-    fn leave_if_idle(&self) -> Result<()> {
-        if !self.known(None)?.is_empty() {
-            return Ok(());
-        }
+    /// Removes what tends, if nothing is left to tend; answers whether systemd has to read
+    /// that. The service itself may be what is at work here: it is not stopped.
+    fn remove_tend_if_idle(&self) -> Result<bool> {
         let units = [self.names.tend_service(), self.names.tend_timer()];
-        if units.iter().any(|unit| self.file(unit).exists()) {
-            systemctl::order("stop", &units[1..])?;
-            systemctl::order("disable", &units)?;
-            systemctl::forget_failures(&units)?;
-            for unit in &units {
-                file::remove_if_there(&self.file(unit))?;
-            }
-            systemctl::reload_units()?;
+        if !self.is_idle()? || !units.iter().any(|unit| self.file(unit).exists()) {
+            return Ok(false);
         }
-        leave_slice(self.names.top_slice())
+        systemctl::order("stop", &units[1..])?;
+        systemctl::order("disable", &units)?;
+        systemctl::forget_failures(&units)?;
+        for unit in &units {
+            file::remove_if_there(&self.file(unit))?;
+        }
+        Ok(true)
+    }
+
+    fn is_idle(&self) -> Result<bool> {
+        Ok(self.known(None)?.is_empty())
     }
 
     /// Writes an application's units and removes those it has no more; answers whether
@@ -255,12 +256,13 @@ impl Supervise for Systemd {
         units.extend(self.known(Some(app))?);
         units.sort_unstable();
         units.dedup();
-        if !units.is_empty() {
-            self.remove_units(&units)?;
+        self.remove_units(&units)?;
+        // Once for both: it takes seconds on a busy machine.
+        if self.remove_tend_if_idle()? || !units.is_empty() {
             systemctl::reload_units()?;
         }
         leave_slice(self.names.slice(app))?;
-        self.leave_if_idle()
+        if self.is_idle()? { leave_slice(self.names.top_slice()) } else { Ok(()) }
     }
 
     fn restart(&self, app: &str, process: &str) -> Result<()> {
