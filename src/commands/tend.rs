@@ -12,12 +12,14 @@ use crate::run;
 use crate::schroot;
 use crate::serve;
 use crate::session;
-use crate::storage::{self, Growth};
+use crate::storage::{self, Growth, Usage};
 use crate::supervise;
 use crate::ui;
 
 /// How long before storage is full its filling up is worth a warning, in seconds: a day.
 const WARNED: i64 = 86_400;
+/// How full a thin pool's metadata is when it is worth a warning, in percent: as its data.
+const METADATA_WARNED: f64 = 80.0;
 
 /// Bring back every application that should run and does not
 #[derive(Debug, clap::Args)]
@@ -74,11 +76,24 @@ fn watch(app: &App, session: &Session, node: &Node, context: &Context) -> Result
             _ => {}
         }
     }
-    if usage.metadata_percent.is_some() && usage.free < usage.total / 5 {
-        let (free, total) = (ui::size(usage.free), ui::size(usage.total));
-        context.ui.warn(format!("{name}: only {free} of its thin pool's {total} are free"));
+    for shortage in shortages(&usage) {
+        context.ui.warn(format!("{name}: {shortage}"));
     }
     Ok(())
+}
+
+/// What a thin pool is going to be short of; when it is full, every session in it fails.
+fn shortages(usage: &Usage) -> Vec<String> {
+    let Some(metadata) = usage.metadata_percent else { return Vec::new() };
+    let mut found = Vec::new();
+    if usage.free < usage.total / 5 {
+        let (free, total) = (ui::size(usage.free), ui::size(usage.total));
+        found.push(format!("only {free} of its thin pool's {total} are free"));
+    }
+    if metadata >= METADATA_WARNED {
+        found.push(format!("the metadata of its thin pool is {metadata:.0} % full"));
+    }
+    found
 }
 
 fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
@@ -115,4 +130,23 @@ fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
         }
     }
     Ok(exit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thin_pool_is_short_of_data_or_metadata_and_nothing_else_is() {
+        let pool = |free: u64, metadata_percent| {
+            shortages(&Usage { total: 10 << 30, free: free << 30, metadata_percent })
+        };
+        assert_eq!(pool(1, None), [""; 0]);
+        assert_eq!(pool(2, Some(79.9)), [""; 0]);
+        let data = "only 1.00 GiB of its thin pool's 10.00 GiB are free";
+        let metadata = "the metadata of its thin pool is 80 % full";
+        assert_eq!(pool(1, Some(10.0)), [data]);
+        assert_eq!(pool(2, Some(80.0)), [metadata]);
+        assert_eq!(pool(1, Some(80.4)), [data, metadata]);
+    }
 }
