@@ -10,6 +10,7 @@ mod report;
 mod session;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::mount::MsFlags;
@@ -21,7 +22,7 @@ use super::{Access, Copies, Growth, Mark, SessionCopy, Stanza, Storage, Tree, Us
 use crate::error::refuse;
 use crate::file;
 use crate::mount::{self, Mount};
-use crate::run::{Invocation, Tool};
+use crate::run::{Invocation, Tool, poll_until};
 use crate::settings::{FileSystem, Site};
 use crate::size::Size;
 
@@ -42,6 +43,9 @@ const TRANSACTION_TAG: &str = "farmctl.tx";
 const FILE_SYSTEM_TAG: &str = "farmctl.fs";
 /// Tag of a session's copy.
 const SESSION_TAG: &str = "farmctl.session";
+
+/// How long udev may look into a volume.
+const SETTLING: Duration = Duration::from_secs(3);
 
 /// How snapshots are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -296,14 +300,29 @@ fn activate(volume: &LogicalVolume) -> Result<()> {
         .with_context(|| format!("activating {}", volume.path()))
 }
 
-/// Removes a volume nothing uses.
-fn remove(volume: &LogicalVolume) -> Result<()> {
-    if volume.open {
-        return refuse(
+/// Refuses a volume that something uses. udev looks into one for a moment when its last
+/// writer is gone, also when that was killed: this is waited for.
+fn require_unused(volume: &LogicalVolume) -> Result<()> {
+    if !volume.open {
+        return Ok(());
+    }
+    let unused = poll_until(SETTLING, || {
+        let all = report::volumes()?;
+        let open = all.iter().any(|known| known.path() == volume.path() && known.open);
+        Ok((!open).then_some(()))
+    })?;
+    match unused {
+        Some(()) => Ok(()),
+        None => refuse(
             format_args!("{} is in use", volume.path()),
             format!("findmnt {} and lsof show by what", volume.device()),
-        );
+        ),
     }
+}
+
+/// Removes a volume nothing uses.
+fn remove(volume: &LogicalVolume) -> Result<()> {
+    require_unused(volume)?;
     changing(&LVREMOVE)
         .args(["--quiet", "--yes"])
         .arg(volume.path())
@@ -436,11 +455,8 @@ impl Storage for Lvm {
         if volume.writeable == (access == Access::ReadWrite) {
             return Ok(());
         }
-        if volume.open && access == Access::ReadOnly {
-            return refuse(
-                format_args!("{} is in use", volume.path()),
-                format!("findmnt {} and lsof show by what", volume.device()),
-            );
+        if access == Access::ReadOnly {
+            require_unused(&volume)?;
         }
         let permission = if access == Access::ReadWrite { "rw" } else { "r" };
         changing(&LVCHANGE)
