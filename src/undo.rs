@@ -52,11 +52,13 @@ fn seal(storage: &str, name: &str, node: &Node) -> Result<()> {
 }
 
 fn remove_path(path: &Path, layout: &Layout) -> Result<()> {
-    // A mistake here would be the worst one: no path of ours is that short.
-    if !path.is_absolute() || path.components().count() < 4 {
-        bail!("{} is not a path farmctl removes", path.display());
+    let refuse = || bail!("{} is not a path farmctl removes", path.display());
+    if !path.is_absolute() {
+        return refuse();
     }
     match fs::symlink_metadata(path) {
+        // A mistake here would be the worst one: no directory of ours has so short a path.
+        Ok(meta) if meta.is_dir() && path.components().count() < 4 => return refuse(),
         Ok(meta) if meta.is_dir() => storage::remove_tree(path)?,
         _ => file::remove_if_there(path)?,
     }
@@ -293,6 +295,16 @@ mod tests {
         assert!(text.contains("removing /etc: /etc is not a path farmctl removes"), "{text}");
         assert!(text.contains("it is broken"), "{text}");
         assert_eq!(node.abandoned().expect("it can be read").len(), 1);
+    }
+
+    /// A tarball that is being baked can be anywhere.
+    #[test]
+    fn a_file_with_a_short_path_is_removed() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let part = tempfile::Builder::new().tempfile_in("/tmp").expect("it is writable");
+        let object = Object::Path { path: part.path().to_owned() };
+        remove(&object, &node(root.path())).expect("it is a file");
+        assert!(!exists(&object));
     }
 
     #[test]
