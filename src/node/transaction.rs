@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
@@ -105,7 +105,9 @@ impl Transaction {
     /// # Errors
     /// When the record cannot be removed.
     pub fn close(self) -> Result<()> {
-        file::remove_if_there(&self.path)
+        file::remove_if_there(&self.path)?;
+        // Else it may be there again after a power cut, and what it made is rubbish to gc.
+        file::sync_directory(self.path.parent().unwrap_or(Path::new("/")))
     }
 }
 
