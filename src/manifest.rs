@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use anyhow::{Result, anyhow, ensure};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -22,6 +23,10 @@ pub const MANIFEST_LIMIT: u64 = 1 << 20;
 pub const FILES_LIMIT: u64 = 256 << 20;
 /// Most paths a tarball may hold.
 pub const ENTRIES_LIMIT: usize = 1_000_000;
+/// Largest payload that is read, bytes of tar: sums of sizes below it never overflow.
+pub const PAYLOAD_LIMIT: u64 = 1 << 40;
+/// Longest name or version of what went in, bytes.
+const WORD_LIMIT: usize = 255;
 
 /// `.farmctl/manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -241,6 +246,72 @@ pub enum Owner {
     Project,
     /// Made by maintainer scripts or by farmctl.
     Generated,
+}
+
+impl Manifest {
+    /// Checks every value that becomes part of a name, a path, a configuration file or a
+    /// line on a terminal: a manifest is what a stranger wrote until this has passed.
+    ///
+    /// # Errors
+    /// Names the key and what is wrong with it.
+    pub fn validate(&self) -> Result<()> {
+        // Its error is about a profile the user wrote; here it is one of several reasons.
+        self.profile.validate().map_err(|error| anyhow!("its profile: {error:#}"))?;
+        for (key, own, profile) in [
+            ("name", &self.name, &self.profile.name),
+            ("version", &self.version, &self.profile.version),
+        ] {
+            ensure!(own == profile, "its {key} is {own:?}, its profile's {profile:?}");
+        }
+        let letters = |letter: u8| letter.is_ascii_lowercase() || letter.is_ascii_digit();
+        ensure!(
+            !self.architecture.is_empty()
+                && self.architecture.bytes().all(|letter| letters(letter) || letter == b'-'),
+            "{:?} is not a Debian architecture",
+            self.architecture
+        );
+        ensure!(
+            self.payload.size <= PAYLOAD_LIMIT && self.payload.content <= PAYLOAD_LIMIT,
+            "its payload is larger than {PAYLOAD_LIMIT} bytes"
+        );
+        check_word("farmctl", &self.farmctl)?;
+        for release in &self.inputs.releases {
+            check_word("inputs.releases", &release.suite)?;
+            check_word("inputs.releases", &release.sha256)?;
+        }
+        for Package { name, version, architecture } in &self.inputs.packages {
+            for word in [name, version, architecture] {
+                check_word("inputs.packages", word)?;
+            }
+        }
+        for Distribution { name, version } in &self.inputs.distributions {
+            check_word("inputs.distributions", name)?;
+            check_word("inputs.distributions", version)?;
+        }
+        Ok(())
+    }
+}
+
+/// A name or version: printable, one line, of a length people can read.
+fn check_word(key: &str, word: &str) -> Result<()> {
+    ensure!(
+        !word.is_empty() && word.len() <= WORD_LIMIT && !word.chars().any(char::is_control),
+        "its {key} has {word:?}, which is not a name or version"
+    );
+    Ok(())
+}
+
+impl Owner {
+    /// Checks the name in it, as [`Manifest::validate`] does.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            Owner::Package(name) | Owner::Distribution(name) => check_word("owner", name),
+            Owner::Project | Owner::Generated => Ok(()),
+        }
+    }
 }
 
 /// Reads the entries of a file index and stops at [`ENTRIES_LIMIT`], before memory is

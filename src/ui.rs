@@ -1,5 +1,6 @@
 //! What people see: steps and progress on standard error, answers on standard output.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
@@ -57,7 +58,7 @@ impl Ui {
     /// Says what is being done.
     pub fn step(&self, text: impl AsRef<str>) {
         if self.verbosity > Verbosity::Quiet {
-            self.write_err(&format!("{} {}", self.paint("36", "·"), text.as_ref()));
+            self.write_err(&format!("{} {}", self.paint("36", "·"), plain(text.as_ref())));
         }
     }
 
@@ -65,27 +66,29 @@ impl Ui {
     pub fn done(&self, text: impl AsRef<str>) {
         if self.verbosity > Verbosity::Quiet {
             let time = seconds(self.began.elapsed());
-            self.write_err(&format!("{} {} ({time})", self.paint("32", "✓"), text.as_ref()));
+            let text = plain(text.as_ref());
+            self.write_err(&format!("{} {text} ({time})", self.paint("32", "✓")));
         }
     }
 
     /// Says that there was nothing to do.
     pub fn already(&self, text: impl AsRef<str>) {
         if self.verbosity > Verbosity::Quiet {
-            self.write_err(&format!("{} {}", self.paint("32", "✓"), text.as_ref()));
+            self.write_err(&format!("{} {}", self.paint("32", "✓"), plain(text.as_ref())));
         }
     }
 
     /// Says what the user should know although nothing failed.
     pub fn warn(&self, text: impl AsRef<str>) {
         if self.verbosity > Verbosity::Quiet {
-            self.write_err(&format!("{} {}", self.paint("33", "warning:"), text.as_ref()));
+            let text = plain(text.as_ref());
+            self.write_err(&format!("{} {text}", self.paint("33", "warning:")));
         }
     }
 
     /// Prints an error; the only thing `-q` lets through.
     pub fn error(&self, rendered: &str) {
-        let mut text = rendered.to_owned();
+        let mut text = plain(rendered).into_owned();
         if self.color {
             text = text.replacen("error:", "\x1b[31merror:\x1b[0m", 1);
             text = text.replacen("\nhint:", "\n\x1b[36mhint:\x1b[0m", 1);
@@ -96,7 +99,7 @@ impl Ui {
     /// Prints an answer on standard output.
     pub fn answer(&self, text: impl AsRef<str>) {
         // A reader that went away (`farmctl list | head -1`) has what it wanted.
-        drop(writeln!(std::io::stdout().lock(), "{}", text.as_ref()));
+        drop(writeln!(std::io::stdout().lock(), "{}", plain(text.as_ref())));
     }
 
     /// Prints an answer without a line end, as it comes (`logs -f`).
@@ -178,6 +181,29 @@ impl Drop for Spinner {
     }
 }
 
+/// A text without what a terminal would obey: names out of a tarball and lines of tools
+/// are others' words. Line ends and tabulators stay.
+fn plain(text: &str) -> Cow<'_, str> {
+    escape(text, |letter| letter.is_control() && !matches!(letter, '\n' | '\t'))
+}
+
+/// A name or path as part of a line: with nothing in it that could end the line.
+#[must_use]
+pub fn one_line(text: &str) -> Cow<'_, str> {
+    escape(text, char::is_control)
+}
+
+fn escape(text: &str, which: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&which) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = text.chars().map(|letter| match which(letter) {
+        true => letter.escape_default().to_string(),
+        false => letter.to_string(),
+    });
+    Cow::Owned(escaped.collect())
+}
+
 /// A time as people read it.
 #[must_use]
 pub fn seconds(time: Duration) -> String {
@@ -233,5 +259,17 @@ pub fn span(seconds: i64) -> String {
         time @ 120..=7199 => format!("{} min", time / 60),
         time @ 7200..=172_799 => format!("{} h", time / 3600),
         time => format!("{} days", time / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_instead() {
+        assert_eq!(plain("café\n\tnext"), "café\n\tnext");
+        assert_eq!(plain("\u{1b}[2Jgone\r"), "\\u{1b}[2Jgone\\r");
+        assert_eq!(one_line("a\n✓ verified"), "a\\n✓ verified");
     }
 }

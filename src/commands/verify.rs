@@ -121,11 +121,12 @@ fn describe(difference: &Difference) -> String {
         Owner::Project => " (project)".to_owned(),
         Owner::Generated => String::new(),
     };
+    let line = crate::ui::one_line;
     match difference {
-        Difference::Missing { path, owner } => format!("missing     /{path}{}", of(owner)),
-        Difference::Unexpected { path } => format!("unexpected  /{path}"),
+        Difference::Missing { path, owner } => format!("missing     /{}{}", line(path), of(owner)),
+        Difference::Unexpected { path } => format!("unexpected  /{}", line(path)),
         Difference::Changed { path, what, owner } => {
-            format!("changed     /{path}: {what}{}", of(owner))
+            format!("changed     /{}: {what}{}", line(path), of(owner))
         }
     }
 }

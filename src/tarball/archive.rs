@@ -71,6 +71,7 @@ impl Archive {
         let blocks = own.split_off(2);
         let (time, manifest_bytes) = read_own(&file, own[0], MANIFEST_MEMBER, MANIFEST_LIMIT)?;
         let manifest = parse_manifest(&manifest_bytes)?;
+        manifest.validate().context("checking the manifest")?;
         let (files_time, files) = read_own(&file, own[1], FILES_MEMBER, FILES_LIMIT)?;
         ensure!(
             time == manifest.epoch && files_time == manifest.epoch,

@@ -153,6 +153,7 @@ fn paths_that_leave_the_tree_are_refused() {
         ("a/", "an empty name"),
         (".farmctl", "reserved for farmctl"),
         (".farmctl/x", "reserved for farmctl"),
+        ("lost+found", "lost+found is part of no tree"),
         ("missing/a", "its directory does not come before it"),
     ] {
         assert_index_refused(&[file_entry(path, b"")], why);
@@ -367,7 +368,9 @@ fn a_manifest_that_contradicts_the_rest_is_refused() {
         (|manifest| manifest.files.sha256.clear(), "not the one the manifest names"),
         (|manifest| manifest.payload.entries += 1, "counts 2 members"),
         (|manifest| manifest.payload.size += 512, "do not add up"),
-        (|manifest| manifest.payload.content = u64::MAX, "do not add up"),
+        (|manifest| manifest.payload.content += 1, "do not add up"),
+        (|manifest| manifest.payload.content = u64::MAX, "its payload is larger than"),
+        (|manifest| manifest.payload.size = u64::MAX, "its payload is larger than"),
         (|manifest| manifest.payload.sha256.clear(), "payload's SHA-256"),
         (|manifest| manifest.segments.clear(), "counts 0 segments, the file has 1"),
         (|manifest| manifest.segments[0].size = u64::MAX, "segment 1 has other sizes"),
@@ -380,6 +383,71 @@ fn a_manifest_that_contradicts_the_rest_is_refused() {
     let late = FileEntry { mtime: EPOCH + 1, ..file };
     let forgery = Forgery::new(vec![late.clone()], &[member(&late, b"hello")]);
     assert!(forgery.refusal().contains("after the manifest's epoch"));
+}
+
+#[test]
+fn a_manifest_whose_words_would_become_paths_or_commands_is_refused() {
+    let file = file_entry("a", b"hello");
+    let forgery = Forgery::new(vec![file.clone()], &[member(&file, b"hello")]);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("forged.tar.xz");
+    for (touch, why) in [
+        // The version is a directory's name beneath /var/lib/farmctl, and a volume's.
+        (
+            (|manifest| manifest.version = "../../../../etc/cron.d".to_owned())
+                as fn(&mut crate::manifest::Manifest),
+            r#"its version is "../../../../etc/cron.d", its profile's "1.4.2""#,
+        ),
+        (
+            |manifest| {
+                manifest.version = "../x".to_owned();
+                manifest.profile.version = manifest.version.clone();
+            },
+            r#"its profile: "version": "../x" is not a version"#,
+        ),
+        (
+            |manifest| {
+                manifest.name = "env-x".to_owned();
+                manifest.profile.name = manifest.name.clone();
+            },
+            r#"its profile: "name": "env-x" begins with "env-""#,
+        ),
+        (|manifest| manifest.name = "other".to_owned(), r#"its name is "other""#),
+        (|manifest| manifest.architecture = "amd64\n".to_owned(), "not a Debian architecture"),
+        (
+            |manifest| manifest.profile.environment.user = "root:x".to_owned(),
+            r#"its profile: "user" in [environment]: "root:x" is not"#,
+        ),
+        (
+            |manifest| manifest.profile.description = "\u{1b}[2J✓ verified".to_owned(),
+            "its profile: \"description\": must be one line without control characters",
+        ),
+        (
+            |manifest| manifest.farmctl = "9\u{1b}]0;x".to_owned(),
+            r#"its farmctl has "9\u{1b}]0;x", which is not a name or version"#,
+        ),
+        (
+            |manifest| {
+                let word = || "a\nb".to_owned();
+                manifest.inputs.packages = vec![crate::manifest::Package {
+                    name: word(),
+                    version: word(),
+                    architecture: word(),
+                }];
+            },
+            r#"its inputs.packages has "a\nb""#,
+        ),
+    ] {
+        forgery.write(&path, touch);
+        let refused = Archive::open(&path).expect_err(why);
+        let refused = format!("{refused:#}");
+        assert!(refused.contains("checking the manifest: "), "{refused:?}");
+        assert!(refused.contains(why), "{refused:?} is not about {why:?}");
+    }
+    let owner = crate::manifest::Owner::Package("\u{1b}[31m".to_owned());
+    let owned = FileEntry { owner, ..file };
+    let refusal = Forgery::new(vec![owned.clone()], &[member(&owned, b"hello")]).refusal();
+    assert!(refusal.contains("not a name or version"), "{refusal}");
 }
 
 #[test]

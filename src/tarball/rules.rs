@@ -126,10 +126,10 @@ pub(super) fn check_path(path: &str) -> Result<()> {
             }
         }
     }
-    ensure!(
-        path != OWN && !path.starts_with(".farmctl/"),
-        "the name {OWN} is reserved for farmctl"
-    );
+    let top = path.split('/').next().unwrap_or(path);
+    ensure!(top != OWN, "the name {OWN} is reserved for farmctl");
+    // Neither scanned nor compared, so nothing may hide in it.
+    ensure!(top != LOST_AND_FOUND, "{LOST_AND_FOUND} is part of no tree");
     Ok(())
 }
 
@@ -155,7 +155,10 @@ pub(super) fn check_capability(value: &[u8]) -> Result<()> {
 /// Checks a whole file index. Capabilities are the manifest's business.
 pub(super) fn check_index(index: &FileIndex) -> Result<()> {
     let mut rules = Rules::default();
-    index.files.iter().try_for_each(|entry| rules.admit(Member::of_entry(entry, None)))
+    index.files.iter().try_for_each(|entry| {
+        rules.admit(Member::of_entry(entry, None))?;
+        entry.owner.validate().with_context(|| format!("{:?}", entry.path))
+    })
 }
 
 #[cfg(test)]

@@ -239,6 +239,19 @@ fn other_files_are_told_apart() {
     let path = directory.path().join("other");
     fs::write(&path, "PK\x03\x04 and so on, for longer than a header").expect("a file");
     assert!(refusal(&path).contains("not an .xz file"));
+    for (bytes, kind) in [
+        (&b"PK\x03\x04\x14"[..], "a zip file"),
+        (b"\x1f\x8b\x08\0", "a gzip file"),
+        (b"\x28\xb5\x2f\xfd\x24", "a zstd file"),
+        (b"BZh91AY", "a bzip2 file"),
+        (b"!<arch>\ndebian-binary", "a Debian package"),
+        (b" <!DOCTYPE html><title>Sign in</title>", "a web page"),
+        (&[&[b'a'; 257][..], b"ustar\x0000"].concat(), "a tar that is not compressed"),
+    ] {
+        fs::write(&path, bytes).expect("a file");
+        let refusal = refusal(&path);
+        assert!(refusal.ends_with(&format!("not an .xz file but {kind}")), "{refusal}");
+    }
     let plain = directory.path().join("plain");
     fs::write(&plain, "hello").expect("a file");
     let here = directory.path().to_str().expect("UTF-8");
@@ -246,6 +259,70 @@ fn other_files_are_told_apart() {
     let refusal = refusal(&path);
     let words = "not a farmctl node tarball: the first member is plain";
     assert!(refusal.contains(words), "{refusal}");
+}
+
+/// What Python's lzma makes of a payload: the variants of the format we never write.
+#[test]
+fn streams_other_programs_would_read_and_farmctl_does_not_write_are_refused() {
+    let (directory, path, _) = tarball();
+    let tar = directory.path().join("tar");
+    let into = tar.to_str().expect("UTF-8");
+    let python = "import lzma, sys\n\
+        tar = lzma.open(sys.argv[-1]).read()\n\
+        open(sys.argv[1], 'wb').write(tar)\n\
+        lzma2 = {'id': lzma.FILTER_LZMA2, 'preset': 6}\n\
+        x = lambda name, *a, **k: open(sys.argv[1] + name, 'wb').write(lzma.compress(tar, *a, **k))\n\
+        x('.crc32', check=lzma.CHECK_CRC32)\n\
+        x('.none', check=lzma.CHECK_NONE)\n\
+        x('.sha256', check=lzma.CHECK_SHA256)\n\
+        x('.whole', check=lzma.CHECK_CRC64)\n\
+        x('.delta', filters=[{'id': lzma.FILTER_DELTA, 'dist': 1}, lzma2])\n\
+        x('.x86', filters=[{'id': lzma.FILTER_X86}, lzma2])\n\
+        x('.dict', filters=[{'id': lzma.FILTER_LZMA2, 'dict_size': 1 << 30}])\n\
+        x('.legacy', lzma.FORMAT_ALONE)\n\
+        ours = open(sys.argv[-1], 'rb').read()\n\
+        open(sys.argv[1] + '.first', 'wb').write(lzma.compress(b'') + ours)\n\
+        open(sys.argv[1] + '.twice', 'wb').write(ours + ours)\n";
+    run("python3", &["-c", python, into], &path);
+    for (name, why) in [
+        ("crc32", "the xz stream at byte 0 is damaged, or another program compressed it"),
+        ("none", "the xz stream at byte 0 is damaged"),
+        ("sha256", "the xz stream at byte 0 is damaged"),
+        ("whole", "the xz stream at byte 12 is damaged"),
+        ("delta", "the xz stream at byte 12 is damaged"),
+        ("x86", "the xz stream at byte 12 is damaged"),
+        ("dict", "the xz stream at byte 12 is damaged"),
+        ("legacy", "not an .xz file but an .lzma file"),
+        ("first", "bytes follow the end of the tarball at byte 32"),
+        ("twice", "bytes follow the end of the tarball"),
+    ] {
+        let refusal = refusal(&tar.with_extension(name));
+        assert!(refusal.contains(why), "{name}: {refusal}");
+    }
+}
+
+#[test]
+fn a_flipped_byte_at_two_thousand_places_of_two_megabytes_is_refused() {
+    let tree = tempfile::tempdir().expect("a temporary directory");
+    for number in 0..40 {
+        let content = noise(100 + number, 52_000);
+        fs::write(tree.path().join(format!("{number:02}")), content).expect("a file");
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("two.tar.xz");
+    let packed = packed(tree.path(), &path, 2);
+    assert!(packed.size > 2_000_000, "{}", packed.size);
+    let file = OpenOptions::new().read(true).write(true).open(&path).expect("a file");
+    for number in 0..2000 {
+        let at = number * packed.size / 2000;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("within the file");
+        file.write_all_at(&[byte[0] ^ (1 << (number % 8))], at).expect("a byte");
+        let verified = Archive::open(&path).and_then(|archive| archive.verify(1, &quiet));
+        assert!(verified.is_err(), "byte {at}: verify took it");
+        file.write_all_at(&byte, at).expect("a byte");
+    }
+    open(&path).verify(1, &quiet).expect("whole again");
 }
 
 #[test]

@@ -268,7 +268,11 @@ pub(super) fn read_layout(file: &File) -> Result<Vec<Block>> {
     let cut = || refuse(format!("cut short at byte {length}"), COPY_AGAIN);
     let head = read(0, stream_header().len())?;
     if head.is_empty() || !head.starts_with(&MAGIC[..head.len().min(MAGIC.len())]) {
-        return refuse("not an .xz file", "give a node tarball: what farmctl bake writes");
+        let what = other_kind(file).map_or(String::new(), |kind| format!(" but {kind}"));
+        return refuse(
+            format!("not an .xz file{what}"),
+            "give a node tarball: what farmctl bake writes",
+        );
     }
     if head.len() < stream_header().len() {
         return cut();
@@ -318,6 +322,34 @@ pub(super) fn read_layout(file: &File) -> Result<Vec<Block>> {
         );
     }
     Ok(blocks)
+}
+
+/// What a file is that does not begin like an .xz file, in words, where its first bytes
+/// tell: what people have at hand instead, and what downloads turn out to be.
+fn other_kind(file: &File) -> Option<&'static str> {
+    let mut head = [0; 512];
+    let count = file.read_at(&mut head, 0).ok()?;
+    let head = &head[..count];
+    let kinds: [(&[u8], &str); 8] = [
+        (b"\x1f\x8b", "a gzip file"),
+        (b"\x28\xb5\x2f\xfd", "a zstd file"),
+        (b"BZh", "a bzip2 file"),
+        (b"\x5d\0\0", "an .lzma file"),
+        (b"PK\x03\x04", "a zip file"),
+        (b"!<arch>\n", "a Debian package"),
+        (b"untrusted comment: ", "a key or signature of minisign"),
+        (b"{", "JSON"),
+    ];
+    let page = |head: &[u8]| {
+        let text = String::from_utf8_lossy(head).trim_start().to_ascii_lowercase();
+        text.starts_with("<!doctype") || text.starts_with("<html")
+    };
+    match kinds.iter().find(|(magic, _)| head.starts_with(magic)) {
+        Some((_, kind)) => Some(kind),
+        None if head.get(257..262) == Some(b"ustar") => Some("a tar that is not compressed"),
+        None if page(head) => Some("a web page"),
+        None => None,
+    }
 }
 
 /// Says why a stream is not one of ours: by the first tar member where it has one.
