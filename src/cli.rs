@@ -63,6 +63,7 @@ pub enum Verb {
     Bootstrap(commands::bootstrap::Args),
     Lock(commands::lock::Args),
     Bake(commands::bake::Args),
+    Sign(commands::sign::Args),
     Install(commands::install::Args),
     Start(commands::start::Args),
     Stop(commands::stop::Args),
@@ -79,4 +80,5 @@ pub enum Verb {
     Doctor(commands::doctor::Args),
     Tend(commands::tend::Args),
     Storage(commands::storage::Args),
+    Key(commands::key::Args),
 }

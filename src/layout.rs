@@ -45,6 +45,24 @@ impl Layout {
         self.root.join("etc/farmctl/apps").join(format!("{app}.env"))
     }
 
+    /// The secret key this machine signs tarballs with; its public half beside it.
+    #[must_use]
+    pub fn signing_key(&self) -> PathBuf {
+        self.root.join("etc/farmctl/signing.key")
+    }
+
+    /// Directory of the public keys this node trusts.
+    #[must_use]
+    pub fn trusted_keys(&self) -> PathBuf {
+        self.root.join("etc/farmctl/keys.d")
+    }
+
+    /// The highest serial installed of an application.
+    #[must_use]
+    pub fn accepted(&self, app: &str) -> PathBuf {
+        self.state().join("trust").join(format!("{app}.json"))
+    }
+
     /// Identity of the node.
     #[must_use]
     pub fn node_file(&self) -> PathBuf {

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | face | `main`, [`cli`], [`ui`] | words in, words out |
 //! | recipes | [`commands`], one file per verb | each reads like a recipe |
-//! | hands | [`run`] [`mount`] [`mod@file`] [`hash`] [`process`] [`place`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`stage`] [`tarball`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`mod@log`] [`front`] [`serve`] [`node`] [`undo`] | touch the system, print nothing |
+//! | hands | [`run`] [`mount`] [`mod@file`] [`hash`] [`process`] [`place`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`stage`] [`tarball`] [`signature`] [`trust`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`mod@log`] [`front`] [`serve`] [`node`] [`undo`] | touch the system, print nothing |
 //! | plans | [`profile`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
 //!
 //! [`error`] lies under all floors: every floor raises errors. `tests/house.rs` keeps
@@ -65,6 +65,7 @@ pub mod secret;
 pub mod serve;
 pub mod session;
 pub mod settings;
+pub mod signature;
 pub mod size;
 pub mod source;
 pub mod stage;
@@ -73,5 +74,6 @@ pub mod storage;
 pub mod supervise;
 pub mod tarball;
 pub mod template;
+pub mod trust;
 pub mod ui;
 pub mod undo;

@@ -47,6 +47,7 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Bootstrap(args) => commands::bootstrap::run(args, context),
         Verb::Lock(args) => commands::lock::run(args, context),
         Verb::Bake(args) => commands::bake::run(args, context),
+        Verb::Sign(args) => commands::sign::run(args, context),
         Verb::Install(args) => commands::install::run(args, context),
         Verb::Start(args) => commands::start::run(args, context),
         Verb::Stop(args) => commands::stop::run(args, context),
@@ -63,5 +64,6 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Doctor(args) => commands::doctor::run(args, context),
         Verb::Tend(args) => commands::tend::run(args, context),
         Verb::Storage(args) => commands::storage::run(args, context),
+        Verb::Key(args) => commands::key::run(args, context),
     }
 }

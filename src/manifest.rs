@@ -1,4 +1,5 @@
-//! The two members a node tarball begins with: its manifest and its file index.
+//! The members a node tarball begins with: its manifest, perhaps a signature over that,
+//! and its file index.
 //!
 //! Pure values. The identity of a release is the SHA-256 of the manifest's bytes as
 //! they lie in the tarball.
@@ -15,8 +16,13 @@ use crate::profile::Profile;
 pub const SCHEMA: u32 = 1;
 /// Name of the first member.
 pub const MANIFEST_MEMBER: &str = ".farmctl/manifest.json";
-/// Name of the second member.
+/// Name of the member between the two that a signed tarball has: minisign(1) looks for a
+/// signature under this name, beside what it is over.
+pub const SIGNATURE_MEMBER: &str = ".farmctl/manifest.json.minisig";
+/// Name of the second member, or the third of a signed tarball.
 pub const FILES_MEMBER: &str = ".farmctl/files.json";
+/// Largest signature that is read, in bytes.
+pub const SIGNATURE_LIMIT: u64 = 4096;
 /// Largest manifest that is read, in bytes.
 pub const MANIFEST_LIMIT: u64 = 1 << 20;
 /// Largest file index that is read, in bytes.
@@ -44,10 +50,10 @@ pub struct Manifest {
     pub architecture: String,
     /// Seconds since 1970: no file is newer.
     pub epoch: i64,
-    /// Monotonic number for refusing downgrades; none yet.
+    /// A number that only rises from release to release, for refusing downgrades.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<u64>,
-    /// RFC 3339 date after which an install is refused; none yet.
+    /// Last day on which it may be installed, `2027-01-31`, or the second: RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
     /// The profile it was baked from, templates included.
@@ -274,6 +280,7 @@ impl Manifest {
             self.payload.size <= PAYLOAD_LIMIT && self.payload.content <= PAYLOAD_LIMIT,
             "its payload is larger than {PAYLOAD_LIMIT} bytes"
         );
+        self.expiry()?;
         check_word("farmctl", &self.farmctl)?;
         for release in &self.inputs.releases {
             check_word("inputs.releases", &release.suite)?;
@@ -290,6 +297,34 @@ impl Manifest {
         }
         Ok(())
     }
+}
+
+impl Manifest {
+    /// When it is too old to be installed, seconds since 1970; never, if it does not say.
+    ///
+    /// # Errors
+    /// When what it says is no date.
+    pub fn expiry(&self) -> Result<Option<i64>> {
+        self.expires.as_deref().map(parse_expiry).transpose()
+    }
+}
+
+/// The second a date is over, or the second a time names; since 1970.
+///
+/// # Errors
+/// When it is neither.
+pub fn parse_expiry(text: &str) -> Result<i64> {
+    let day = || -> std::result::Result<i64, jiff::Error> {
+        let date: jiff::civil::Date = text.parse()?;
+        Ok(date.tomorrow()?.to_zoned(jiff::tz::TimeZone::UTC)?.timestamp().as_second())
+    };
+    // The date first: a date and a time parse as a date, too.
+    let parsed = if text.len() == "2027-01-31".len() {
+        day()
+    } else {
+        text.parse::<jiff::Timestamp>().map(jiff::Timestamp::as_second)
+    };
+    parsed.map_err(|_| anyhow!("{text:?} is neither a date, 2027-01-31, nor an RFC 3339 time"))
 }
 
 /// A name or version: printable, one line, of a length people can read.
@@ -360,6 +395,16 @@ mod tests {
         let directory = FileEntry { kind: FileKind::Directory, ..entry };
         let text = serde_json::to_string(&directory).expect("plain values");
         assert!(text.contains(r#""kind":"directory""#), "{text}");
+    }
+
+    #[test]
+    fn a_release_expires_when_its_day_is_over() {
+        assert_eq!(parse_expiry("1970-01-01").expect("a date"), 86_400);
+        assert_eq!(parse_expiry("1970-01-01T00:00:07Z").expect("a time"), 7);
+        assert_eq!(parse_expiry("1970-01-01T01:00:07+01:00").expect("a time"), 7);
+        for text in ["", "soon", "2027-02-30", "2027-1-1", "31.01.2027", "2027-01-31T00:00:00"] {
+            parse_expiry(text).expect_err(text);
+        }
     }
 
     #[test]

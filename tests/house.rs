@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FACE: [&str; 3] = ["main", "cli", "ui"];
-const HANDS: [&str; 26] = [
+const HANDS: [&str; 28] = [
     "run",
     "mount",
     "file",
@@ -22,6 +22,8 @@ const HANDS: [&str; 26] = [
     "source",
     "stage",
     "tarball",
+    "signature",
+    "trust",
     "account",
     "secret",
     "schroot",

@@ -812,6 +812,7 @@ fn every_help_fits_eighty_columns_and_ends_with_an_example() {
             "bootstrap",
             "lock",
             "bake",
+            "sign",
             "install",
             "start",
             "stop",
@@ -828,6 +829,7 @@ fn every_help_fits_eighty_columns_and_ends_with_an_example() {
             "doctor",
             "tend",
             "storage",
+            "key",
         ]
     );
     for verb in verbs {

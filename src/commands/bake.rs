@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::Context;
+use super::{Context, SigningKey};
 use crate::debian::{self, Ownership};
 use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
@@ -19,6 +19,7 @@ use crate::profile::{Profile, When};
 use crate::python::{self, Choice};
 use crate::release::EnvironmentRecord;
 use crate::run;
+use crate::signature::{SecretKey, Signature};
 use crate::source::{self, Source};
 use crate::stage::{self, Stage};
 use crate::start_script;
@@ -30,7 +31,9 @@ use crate::undo;
 
 /// Build a project into its environment and pack both as one node tarball
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  farmctl bake profiles/hello --output /srv/tarballs")]
+#[command(
+    after_help = "Examples:\n  farmctl bake profiles/hello --output /srv/tarballs\n  farmctl bake profiles/hello --set-version 1.0.1 --serial 17 --sign"
+)]
 pub struct Args {
     /// The profile: its file, or a directory with a profile.toml
     profile: PathBuf,
@@ -40,6 +43,17 @@ pub struct Args {
     /// Bake as this version instead of the profile's
     #[arg(long, value_name = "VERSION")]
     set_version: Option<String>,
+    /// Number that only rises from release to release: nodes refuse to go back
+    #[arg(long, value_name = "N")]
+    serial: Option<u64>,
+    /// Last day on which it may be installed: 2027-01-31
+    #[arg(long, value_name = "DATE", value_parser = parse_expires)]
+    expires: Option<String>,
+    /// Sign it with this machine's key, or the one of --key
+    #[arg(long)]
+    sign: bool,
+    #[command(flatten)]
+    key: SigningKey,
     /// Bake again although a tarball of the same inputs is there
     #[arg(long)]
     fresh: bool,
@@ -48,7 +62,16 @@ pub struct Args {
     dry_run: bool,
 }
 
+/// What `--expires` takes.
+fn parse_expires(text: &str) -> Result<String, String> {
+    manifest::parse_expiry(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
 struct Baking {
+    /// The key to sign with, if it is to be signed.
+    key: Option<SecretKey>,
+    serial: Option<u64>,
+    expires: Option<String>,
     source: Source,
     environment: EnvironmentRecord,
     storage: Box<dyn Storage>,
@@ -63,10 +86,11 @@ struct Baking {
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let node = context.node()?;
     run::require(&crate::chroot::TOOLS)?;
-    let baking = prepare(args, &node)?;
+    let baking = prepare(args, &node, context)?;
     let profile = &baking.source.profile;
     let what = format!("{} {}", profile.name, profile.version);
     if !args.fresh && is_baked(&baking)? {
+        sign_baked(&baking, &node, context)?;
         context.ui.already(format!("{what} is baked already, from the same inputs"));
         context.ui.answer(baking.out.display().to_string());
         return Ok(Exit::Done);
@@ -91,11 +115,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn prepare(args: &Args, node: &Node) -> Result<Baking> {
+fn prepare(args: &Args, node: &Node, context: &Context) -> Result<Baking> {
     let mut source = Source::read(&args.profile)?;
     if let Some(version) = &args.set_version {
         source.profile.set_version(version)?;
     }
+    let wanted = args.sign || args.key.key.is_some();
+    let key = if wanted { Some(args.key.load(context)?) } else { None };
     let environment = stage::environment(node, &source)?;
     let storage = storage::named(&environment.storage, &node.site())?;
     let choice = match &source.profile.python {
@@ -113,7 +139,17 @@ fn prepare(args: &Args, node: &Node) -> Result<Baking> {
         .hint_with(|| format!("mkdir -p {}", args.output.display()))?;
     let profile = &source.profile;
     let name = format!("{}_{}_{}.tar.xz", profile.name, profile.version, environment.architecture);
-    Ok(Baking { source, environment, storage, choice, out: directory.join(name) })
+    let (serial, expires) = (args.serial, args.expires.clone());
+    Ok(Baking {
+        key,
+        serial,
+        expires,
+        source,
+        environment,
+        storage,
+        choice,
+        out: directory.join(name),
+    })
 }
 
 /// Whether the tarball is there and was made from the same inputs. What cannot be read
@@ -124,9 +160,33 @@ fn is_baked(baking: &Baking) -> Result<bool> {
     let lock = baking.source.lock.as_ref().map_or("", |(_, sha256)| sha256);
     Ok(known.farmctl == env!("CARGO_PKG_VERSION")
         && known.profile == baking.source.profile
+        && (known.serial, &known.expires) == (baking.serial, &baking.expires)
         && known.inputs.releases == baking.environment.releases
         && known.inputs.lock_sha256 == lock
         && known.inputs.project_sha256 == baking.source.project_hash()?)
+}
+
+/// Signs what is baked already, unless it is by this key.
+fn sign_baked(baking: &Baking, node: &Node, context: &Context) -> Result<()> {
+    let Some(key) = &baking.key else { return Ok(()) };
+    let archive = super::open_archive(&baking.out)?;
+    let signature = archive.signature().and_then(|text| Signature::parse(text).ok());
+    if signature.is_some_and(|one| key.public().verifies(archive.manifest_bytes(), &one)) {
+        return Ok(());
+    }
+    undo::attempt(node, "bake", &baking.source.profile.name, |transaction| {
+        let part = baking.out.with_extension("xz.part");
+        transaction.intend(Object::Path { path: part.clone() })?;
+        super::write_signed(&archive, key, &part)?;
+        publish(&part, &baking.out)
+    })?;
+    context.ui.step(format!("signed with {}", key.public().id()));
+    Ok(())
+}
+
+fn publish(part: &Path, out: &Path) -> Result<()> {
+    fs::rename(part, out).with_context(|| format!("publishing {}", out.display()))?;
+    file::sync_directory(out.parent().unwrap_or(Path::new("/")))
 }
 
 fn plan(baking: &Baking) -> Result<Plan> {
@@ -175,6 +235,9 @@ fn plan(baking: &Baking) -> Result<Plan> {
     }
     plan.step("purge the build packages, clean up");
     plan.step(format!("pack {}", baking.out.display()));
+    if let Some(key) = &baking.key {
+        plan.step(format!("sign it with {}", key.public().id()));
+    }
     Ok(plan)
 }
 
@@ -366,8 +429,8 @@ fn draft(
         version: profile.version.clone(),
         architecture: baking.environment.architecture.clone(),
         epoch: baking.environment.epoch,
-        serial: None,
-        expires: None,
+        serial: baking.serial,
+        expires: baking.expires.clone(),
         profile: profile.clone(),
         inputs: Inputs {
             releases: baking.environment.releases.clone(),
@@ -436,8 +499,15 @@ fn pack(
         run::check_interrupted()
     })?;
     drop(meter);
-    fs::rename(&part, &baking.out)
-        .with_context(|| format!("publishing {}", baking.out.display()))?;
-    file::sync_directory(baking.out.parent().unwrap_or(Path::new("/")))?;
+    let mut done = part;
+    if let Some(key) = &baking.key {
+        let signed = baking.out.with_extension("xz.signed.part");
+        transaction.intend(Object::Path { path: signed.clone() })?;
+        super::write_signed(&Archive::open(&done)?, key, &signed)?;
+        fs::remove_file(&done).with_context(|| format!("removing {}", done.display()))?;
+        done = signed;
+        ui.step(format!("signed with {}", key.public().id()));
+    }
+    publish(&done, &baking.out)?;
     Ok(packed)
 }

@@ -24,6 +24,7 @@ use crate::settings::Settings;
 use crate::size::Size;
 use crate::storage::{self, Access, Choice, Copies, Storage};
 use crate::tarball::Archive;
+use crate::trust;
 use crate::ui;
 use crate::undo;
 
@@ -42,6 +43,12 @@ pub struct Args {
     /// Storage backend for the release's volume: auto, lvm-thin, lvm, btrfs, directory
     #[arg(long, value_name = "BACKEND", value_parser = super::parse_backend)]
     storage: Option<String>,
+    /// Go back to a release with a lower serial than this node has had
+    #[arg(long)]
+    allow_downgrade: bool,
+    /// Install a release whose time is over
+    #[arg(long)]
+    allow_expired: bool,
     /// Show what would be done and stop
     #[arg(long)]
     dry_run: bool,
@@ -57,7 +64,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let mut tools = schroot::TOOLS.to_vec();
     tools.extend(account::TOOLS);
     run::require(&tools)?;
-    let mut archive = super::open_archive(&args.file)?;
+    let mut archive = super::open_trusted(&args.file, node.layout())?;
     let manifest = archive.manifest().clone();
     let what = format!("{} {}", manifest.name, manifest.version);
     super::check_name(&manifest.name)?;
@@ -77,6 +84,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             ),
         );
     }
+    trust::check_expiry(&manifest, node::now(), args.allow_expired)?;
+    trust::check_serial(node.layout(), &manifest, archive.identity(), args.allow_downgrade)?;
     let Choice { storage, why } = storage::choose(args.storage.as_deref(), &node.site())?;
     run::require(&storage.tools())?;
     storage.check()?;
@@ -230,6 +239,7 @@ fn install(
     // Last, because data is never removed again: not even by a failed install.
     session::make_data_directories(node.layout(), &app, &manifest)?;
     secret::generate(node.layout(), &manifest)?;
+    trust::accept(node.layout(), &manifest, archive.identity())?;
     node.save_app(&app.installed(release))
 }
 
@@ -253,6 +263,9 @@ fn keep_manifest(archive: &Archive, node: &Node, transaction: &mut Transaction) 
     file::make_directory(&directory, 0o755)?;
     let files = serde_json::to_vec(archive.files()).context("writing the file index")?;
     file::publish(&directory.join("files.json"), &files, 0o644)?;
+    if let Some(signature) = archive.signature() {
+        file::publish(&directory.join("manifest.json.minisig"), signature.as_bytes(), 0o644)?;
+    }
     file::publish(&directory.join("manifest.json"), archive.manifest_bytes(), 0o644)?;
     file::sync_directory(&directory)
 }

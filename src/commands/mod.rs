@@ -1,9 +1,9 @@
 //! One file per verb; each reads like a recipe.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::error::{Mark as _, refuse};
 use crate::layout::Layout;
@@ -13,7 +13,9 @@ use crate::plan::Plan;
 use crate::profile::Process;
 use crate::release::{App, Session};
 use crate::run;
+use crate::signature::SecretKey;
 use crate::tarball::Archive;
+use crate::trust;
 use crate::ui::Ui;
 
 pub mod bake;
@@ -21,6 +23,7 @@ pub mod bootstrap;
 pub mod doctor;
 pub mod gc;
 pub mod install;
+pub mod key;
 pub mod list;
 pub mod lock;
 pub mod logs;
@@ -29,6 +32,7 @@ pub mod remove;
 pub mod restart;
 pub mod shell;
 pub mod show;
+pub mod sign;
 pub mod start;
 pub mod status;
 pub mod stop;
@@ -92,11 +96,80 @@ const DAMAGED: &str = "the file is damaged: copy it again, or bake it again";
 
 /// Opens a node tarball the user named.
 fn open_archive(path: &Path) -> Result<Archive> {
-    Archive::open(path).hint(if path.exists() {
-        DAMAGED
-    } else {
-        "FILE is a node tarball: what farmctl bake writes"
-    })
+    Archive::open(path).hint(hint_for(path))
+}
+
+/// What to do about a tarball that cannot be opened.
+fn hint_for(path: &Path) -> &'static str {
+    if path.exists() { DAMAGED } else { "FILE is a node tarball: what farmctl bake writes" }
+}
+
+/// Opens a node tarball this node is to install: the signature is looked at before
+/// anything it is over is read.
+fn open_trusted(path: &Path, layout: &Layout) -> Result<Archive> {
+    let keys = trust::keys(layout)?;
+    let check = |manifest: &[u8], signature: Option<&str>| {
+        trust::require(&keys, manifest, signature).map(drop)
+    };
+    Archive::open_if(path, &check).hint(hint_for(path))
+}
+
+/// With which key a manifest is signed.
+#[derive(Debug, clap::Args)]
+struct SigningKey {
+    /// Secret key to sign with, instead of this machine's
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// The first line of this file is the key's password
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+impl SigningKey {
+    fn load(&self, context: &Context) -> Result<SecretKey> {
+        let path = self.key.clone().unwrap_or_else(|| context.layout.signing_key());
+        let text = crate::file::read_if_there(&path)?;
+        let Some(text) = text else {
+            return refuse(
+                format_args!("there is no signing key {}", path.display()),
+                "farmctl key generate",
+            );
+        };
+        let password = read_password(self.password_file.as_deref())?;
+        SecretKey::parse(&text, password.as_deref())
+            .with_context(|| format!("reading {}", path.display()))
+    }
+}
+
+/// The password on the first line of a file.
+fn read_password(path: Option<&Path>) -> Result<Option<String>> {
+    let Some(path) = path else { return Ok(None) };
+    let context = || format!("reading the password in {}", path.display());
+    let text = std::fs::read_to_string(path).with_context(context)?;
+    match text.lines().next() {
+        Some(password) if !password.is_empty() => Ok(Some(password.to_owned())),
+        _ => refuse(
+            format_args!("{} has no password in its first line", path.display()),
+            "leave --password-file out for a key without one",
+        ),
+    }
+}
+
+/// Writes a tarball anew with a signature by this key.
+fn write_signed(archive: &Archive, key: &SecretKey, out: &Path) -> Result<()> {
+    let Manifest { name, version, architecture, serial, .. } = archive.manifest();
+    let serial = serial.map_or(String::new(), |serial| format!(" serial:{serial}"));
+    let identity = archive.identity();
+    let comment = format!("{name} {version} {architecture} sha256:{identity}{serial}");
+    archive.write_signed(&key.sign(archive.manifest_bytes(), &comment)?, out)
+}
+
+/// The directory a file lies in.
+fn directory_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
 }
 
 /// Reads the manifest of an installed release.

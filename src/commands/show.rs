@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use super::Context;
 use crate::error::Exit;
+use crate::file;
 use crate::manifest::Manifest;
+use crate::trust::{self, Standing};
 use crate::ui;
 
 /// Show what a node tarball or an installed release is made of
@@ -29,6 +31,7 @@ pub struct Args {
 #[derive(Serialize)]
 struct Shown {
     identity: String,
+    signature: Standing,
     manifest: Manifest,
 }
 
@@ -37,9 +40,15 @@ struct Shown {
 /// # Errors
 /// When there is no such tarball or application, or it is damaged.
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
+    let keys = trust::keys(&context.layout)?;
     let shown = if Path::new(&args.what).is_file() || args.what.contains(['/', '_']) {
         let archive = super::open_archive(Path::new(&args.what))?;
-        Shown { identity: archive.identity().to_owned(), manifest: archive.manifest().clone() }
+        let signature = archive.signature();
+        Shown {
+            identity: archive.identity().to_owned(),
+            signature: trust::standing(&keys, archive.manifest_bytes(), signature)?,
+            manifest: archive.manifest().clone(),
+        }
     } else {
         super::check_name(&args.what)?;
         let node = context.node()?;
@@ -48,7 +57,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         let manifest = super::manifest_of(&node, &app, &version)?;
         let identity =
             app.release(&version).map(|release| release.identity.clone()).unwrap_or_default();
-        Shown { identity, manifest }
+        let directory = node.layout().release(&app.name, &version);
+        let bytes = file::read_if_there(&directory.join("manifest.json"))?.unwrap_or_default();
+        let signature = file::read_if_there(&directory.join("manifest.json.minisig"))?;
+        let signature = trust::standing(&keys, bytes.as_bytes(), signature.as_deref())?;
+        Shown { identity, signature, manifest }
     };
     if args.json {
         context.ui.json(&shown);
@@ -67,6 +80,7 @@ fn render(shown: &Shown) -> String {
             manifest.profile.description.clone(),
         ),
         row("identity", format!("sha256 {}", shown.identity)),
+        row("signature", shown.signature.to_string()),
         row(
             "Debian",
             format!(
@@ -90,6 +104,12 @@ fn render(shown: &Shown) -> String {
             ),
         ),
     ];
+    if let Some(serial) = manifest.serial {
+        rows.push(row("serial", serial.to_string()));
+    }
+    if let Some(expires) = &manifest.expires {
+        rows.push(row("expires", expires.clone()));
+    }
     if manifest.profile.python.is_some() {
         let names: Vec<String> = manifest
             .inputs

@@ -12,6 +12,7 @@ use crate::mount;
 use crate::run;
 use crate::storage::{self, Access};
 use crate::tarball::{self, Archive, Difference};
+use crate::trust::{self, Standing};
 
 /// How many differences are printed before the rest is counted.
 const SHOWN: usize = 50;
@@ -48,20 +49,27 @@ fn verify_file(path: &Path, context: &Context) -> Result<Exit> {
     if !path.exists() {
         return super::open_archive(path).map(|_| Exit::Done);
     }
-    let check = || -> Result<String> {
+    let check = || -> Result<(String, Standing)> {
+        let keys = trust::keys(&context.layout)?;
         let archive = Archive::open(path)?;
+        let standing = trust::require(&keys, archive.manifest_bytes(), archive.signature())
+            .with_context(|| format!("verifying {}", path.display()))?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let meter = context.ui.meter("verifying");
         archive.verify(threads, &|done, all| {
             meter.set(done, all);
             run::check_interrupted()
         })?;
-        Ok(archive.identity().to_owned())
+        Ok((archive.identity().to_owned(), standing))
     };
-    let identity = check();
+    let checked = check();
     run::check_interrupted()?;
-    let identity = identity.hint(super::DAMAGED).exit(Exit::NotRight)?;
-    context.ui.done(format!("{} is whole: sha256 {identity}", path.display()));
+    let (identity, standing) = checked.hint(super::DAMAGED).exit(Exit::NotRight)?;
+    let signed = match standing {
+        Standing::Unsigned => String::new(),
+        standing => format!(" and {standing}"),
+    };
+    context.ui.done(format!("{} is whole{signed}: sha256 {identity}", path.display()));
     Ok(Exit::Done)
 }
 

@@ -1,6 +1,6 @@
 //! A node tarball, opened: verifying and extracting it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::decode::{Decoded, decode_blocks};
 use super::extract::Extractor;
 use super::member::{END, Member, Members};
+use super::pack::own_block;
 use super::rules::{check_capability, check_index};
 use super::walk::SET_ID;
 use super::xz::{self, Block};
@@ -20,8 +21,11 @@ use super::{Progress, from_hex, hex, sha256};
 use crate::error::refuse;
 use crate::manifest::{
     ENTRIES_LIMIT, FILES_LIMIT, FILES_MEMBER, FileIndex, FileKind, MANIFEST_LIMIT, MANIFEST_MEMBER,
-    Manifest, SCHEMA, SetId,
+    Manifest, SCHEMA, SIGNATURE_LIMIT, SIGNATURE_MEMBER, SetId,
 };
+
+/// What is asked about the manifest's bytes and the signature over them.
+pub type Check<'a> = &'a dyn Fn(&[u8], Option<&str>) -> Result<()>;
 
 /// A node tarball: one open file, its manifest and its file index read and checked.
 ///
@@ -36,6 +40,10 @@ pub struct Archive {
     manifest_bytes: Vec<u8>,
     identity: String,
     index: FileIndex,
+    /// A `.minisig` file over the manifest's bytes.
+    signature: Option<String>,
+    /// The block of the manifest and that of the file index.
+    own: [Block; 2],
     /// The payload's blocks; the manifest has their hashes.
     blocks: Vec<Block>,
     capabilities: HashMap<String, Vec<u8>>,
@@ -55,24 +63,44 @@ impl Archive {
     /// Says what is wrong where: not an .xz file, cut short, not a node tarball, made by
     /// a newer farmctl, a manifest and a file index that contradict each other.
     pub fn open(path: &Path) -> Result<Archive> {
-        Archive::read(path).with_context(|| format!("reading {}", path.display()))
+        Archive::open_if(path, &|_, _| Ok(()))
     }
 
-    fn read(path: &Path) -> Result<Archive> {
+    /// Like [`Archive::open`], if `check` has nothing against the manifest's bytes and the
+    /// signature over them: nothing else is read before that, and nothing parsed.
+    ///
+    /// # Errors
+    /// As [`Archive::open`], and what `check` says.
+    pub fn open_if(path: &Path, check: Check<'_>) -> Result<Archive> {
+        Archive::read(path, check).with_context(|| format!("reading {}", path.display()))
+    }
+
+    fn read(path: &Path, signed: Check<'_>) -> Result<Archive> {
         // O_NONBLOCK: a fifo must not hold us up.
         let nonblock = OFlag::O_NONBLOCK.bits();
         let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
         let metadata = file.metadata()?;
         ensure!(metadata.is_file(), "not a regular file");
-        let mut own = xz::read_layout(&file)?;
-        if own.len() < 3 {
-            bail!("not a farmctl node tarball: it has {} xz blocks", own.len());
-        }
-        let blocks = own.split_off(2);
-        let (time, manifest_bytes) = read_own(&file, own[0], MANIFEST_MEMBER, MANIFEST_LIMIT)?;
+        let mut blocks = VecDeque::from(xz::read_layout(&file)?);
+        let count = blocks.len();
+        let mut next = || match blocks.pop_front() {
+            // The payload has one at least.
+            Some(block) if !blocks.is_empty() => Ok((block, blocks[0])),
+            _ => bail!("not a farmctl node tarball: it has {count} xz blocks"),
+        };
+        let (first, second) = next()?;
+        let (time, manifest_bytes) = read_own(&file, first, MANIFEST_MEMBER, MANIFEST_LIMIT)?;
+        let signature = if holds(&file, second, SIGNATURE_MEMBER, SIGNATURE_LIMIT) {
+            Some(read_signature(&file, next()?.0, time)?)
+        } else {
+            None
+        };
+        signed(&manifest_bytes, signature.as_deref())?;
+        let (last, _) = next()?;
+        let blocks = Vec::from(blocks);
         let manifest = parse_manifest(&manifest_bytes)?;
         manifest.validate().context("checking the manifest")?;
-        let (files_time, files) = read_own(&file, own[1], FILES_MEMBER, FILES_LIMIT)?;
+        let (files_time, files) = read_own(&file, last, FILES_MEMBER, FILES_LIMIT)?;
         ensure!(
             time == manifest.epoch && files_time == manifest.epoch,
             "the time of {MANIFEST_MEMBER} or {FILES_MEMBER} is not the manifest's epoch"
@@ -91,6 +119,8 @@ impl Archive {
             manifest,
             manifest_bytes,
             index,
+            signature,
+            own: [first, last],
             blocks,
             capabilities,
         })
@@ -106,6 +136,37 @@ impl Archive {
     #[must_use]
     pub fn manifest_bytes(&self) -> &[u8] {
         &self.manifest_bytes
+    }
+
+    /// The signature over them, a `.minisig` file; whose it is and whether it is right is
+    /// not looked at here.
+    #[must_use]
+    pub fn signature(&self) -> Option<&str> {
+        self.signature.as_deref()
+    }
+
+    /// Writes the same tarball with this signature, in place of the one it has, to `out`,
+    /// which is created or emptied and synced; the caller publishes it by renaming.
+    ///
+    /// # Errors
+    /// When it cannot be written, or the signature is larger than one is.
+    pub fn write_signed(&self, signature: &str, out: &Path) -> Result<()> {
+        let write = || {
+            ensure!(
+                signature.len() as u64 <= SIGNATURE_LIMIT,
+                "the signature is larger than {SIGNATURE_LIMIT} bytes"
+            );
+            let spool = tempfile::tempfile()?;
+            let epoch = self.manifest.epoch;
+            let block = own_block(&spool, 0, SIGNATURE_MEMBER, signature.as_bytes(), epoch)?;
+            let [first, last] = self.own;
+            let mut blocks = vec![(&self.file, first), (&spool, block), (&self.file, last)];
+            blocks.extend(self.blocks.iter().map(|block| (&self.file, *block)));
+            let file = File::create(out)?;
+            xz::assemble(&file, &blocks)?;
+            Ok(file.sync_all()?)
+        };
+        write().with_context(|| format!("writing {}", out.display()))
     }
 
     /// SHA-256 of [`Archive::manifest_bytes`], hex: the identity of the release.
@@ -204,6 +265,25 @@ impl Archive {
     }
 }
 
+/// Whether a block begins with this member of farmctl's own; not, if it is too large for
+/// that or cannot be decoded, which reading what belongs there will say.
+fn holds(file: &File, block: Block, path: &str, limit: u64) -> bool {
+    let mut bytes = Vec::new();
+    block.size <= limit + 1024
+        && xz::decode(file, block, None, &mut |piece| {
+            bytes.extend(piece);
+            Ok(())
+        })
+        .is_ok()
+        && bytes.strip_prefix(path.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+}
+
+fn read_signature(file: &File, block: Block, epoch: i64) -> Result<String> {
+    let (time, bytes) = read_own(file, block, SIGNATURE_MEMBER, SIGNATURE_LIMIT)?;
+    ensure!(time == epoch, "the time of {SIGNATURE_MEMBER} is not {MANIFEST_MEMBER}'s");
+    String::from_utf8(bytes).ok().with_context(|| format!("{SIGNATURE_MEMBER} is not UTF-8"))
+}
+
 /// Reads a block that holds one member of farmctl's own; returns its time and content.
 fn read_own(file: &File, block: Block, path: &str, limit: u64) -> Result<(i64, Vec<u8>)> {
     let read = || {
@@ -265,7 +345,6 @@ fn check(
         index.files.len()
     );
     check_index(index).context("checking the file index")?;
-
     ensure!(
         manifest.segments.len() == blocks.len(),
         "the manifest counts {} segments, the file has {}",

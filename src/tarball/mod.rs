@@ -1,8 +1,8 @@
 //! Node tarballs: packing a tree, opening, verifying and extracting one.
 //!
-//! A node tarball is one standard .xz stream around one standard pax tar. Its first two
-//! members, each a block of its own, are the manifest and the file index; the payload
-//! follows in blocks cut at file boundaries. What we write is the only form we read:
+//! A node tarball is one standard .xz stream around one standard pax tar. Its first
+//! members, each a block of its own, are the manifest, a signature over that if the
+//! tarball is signed, and the file index; the payload follows in blocks cut at file boundaries. What we write is the only form we read:
 //! every header, of tar and of xz, must be the bytes this module would have written, so
 //! reading one is comparing rather than interpreting.
 //!
@@ -34,7 +34,7 @@ mod hostile;
 #[cfg(test)]
 mod tests;
 
-pub use archive::{Archive, parse_manifest};
+pub use archive::{Archive, Check, parse_manifest};
 pub use compare::{Difference, compare};
 pub use pack::{Packed, pack};
 pub use plain::{restore_tree, save_tree};

@@ -63,6 +63,10 @@ pub struct Tiny {
     tree: tempfile::TempDir,
     /// Of this machine, unless it is changed.
     pub architecture: String,
+    /// None, unless it is changed.
+    pub serial: Option<u64>,
+    /// None, unless it is changed.
+    pub expires: Option<String>,
 }
 
 impl Tiny {
@@ -70,7 +74,8 @@ impl Tiny {
     pub fn new(profile: &str) -> Self {
         let profile = profile::parse(profile).expect("the profile is right");
         let tree = tempfile::tempdir().expect("there is room");
-        let tiny = Self { profile, tree, architecture: output("dpkg", &["--print-architecture"]) };
+        let architecture = output("dpkg", &["--print-architecture"]);
+        let tiny = Self { profile, tree, architecture, serial: None, expires: None };
         for directory in DIRECTORIES {
             fs::create_dir_all(tiny.path(directory)).expect("there is room");
         }
@@ -151,8 +156,8 @@ impl Tiny {
             version: version.clone(),
             architecture: self.architecture.clone(),
             epoch: EPOCH,
-            serial: None,
-            expires: None,
+            serial: self.serial,
+            expires: self.expires.clone(),
             profile: self.profile.clone(),
             inputs: Inputs::default(),
             files: Hashed { size: 0, sha256: String::new() },
