@@ -75,6 +75,7 @@ pub enum Verb {
     List(commands::list::Args),
     Show(commands::show::Args),
     Verify(commands::verify::Args),
+    Diff(commands::diff::Args),
     Remove(commands::remove::Args),
     Gc(commands::gc::Args),
     Doctor(commands::doctor::Args),

@@ -7,7 +7,7 @@
 //! | face | `main`, [`cli`], [`ui`] | words in, words out |
 //! | recipes | [`commands`], one file per verb | each reads like a recipe |
 //! | hands | [`run`] [`mount`] [`mod@file`] [`hash`] [`process`] [`place`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`stage`] [`tarball`] [`signature`] [`trust`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`mod@log`] [`front`] [`serve`] [`node`] [`undo`] | touch the system, print nothing |
-//! | plans | [`profile`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
+//! | plans | [`profile`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`mod@diff`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
 //!
 //! [`error`] lies under all floors: every floor raises errors. `tests/house.rs` keeps
 //! the floors apart.
@@ -39,6 +39,7 @@ pub mod chroot;
 pub mod cli;
 pub mod commands;
 pub mod debian;
+pub mod diff;
 pub mod error;
 pub mod file;
 pub mod front;

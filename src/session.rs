@@ -291,6 +291,17 @@ pub fn copy_of(app: &App, session: &Session, site: &Site<'_>) -> Result<Option<S
     Ok(copies.into_iter().find(|copy| copy.session == session.name))
 }
 
+/// Paths of a release that beginning a session of it writes: the account's user, the
+/// profile's files, what schroot copies from the host, and the name it leaves for shells'
+/// prompts.
+#[must_use]
+pub fn written_paths(manifest: &Manifest) -> Vec<PathBuf> {
+    let fixed =
+        ["/etc/passwd", "/etc/group", "/etc/hosts", "/etc/resolv.conf", "/etc/debian_chroot"];
+    let rendered = manifest.profile.files.iter().map(|file| file.path.clone());
+    fixed.into_iter().map(PathBuf::from).chain(rendered).collect()
+}
+
 /// Whether a path exists in a session, as the application sees it.
 ///
 /// # Errors

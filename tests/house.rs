@@ -36,13 +36,14 @@ const HANDS: [&str; 28] = [
     "node",
     "undo",
 ];
-const PLANS: [&str; 11] = [
+const PLANS: [&str; 12] = [
     "profile",
     "reference",
     "template",
     "start_script",
     "lockfile",
     "manifest",
+    "diff",
     "release",
     "layout",
     "plan",
@@ -107,8 +108,8 @@ fn rooms() -> Vec<Room> {
         }
     }
     // Modules that are tests as a whole.
-    let tests =
-        ["fixture.rs", "hostile.rs", "tests.rs"].map(|name| Path::new("tarball").join(name));
+    let tests = ["fixture.rs", "hostile.rs", "tests.rs"]
+        .map(|name| Path::new("tarball").join(name));
     rooms.retain(|room| !tests.contains(&room.path));
     assert!(rooms.len() > 50, "the source was found");
     rooms

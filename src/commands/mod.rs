@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::error::{Mark as _, refuse};
 use crate::layout::Layout;
-use crate::manifest::Manifest;
+use crate::manifest::{FileIndex, Manifest};
 use crate::node::{Lock, Node};
 use crate::plan::Plan;
 use crate::profile::Process;
@@ -20,6 +20,7 @@ use crate::ui::Ui;
 
 pub mod bake;
 pub mod bootstrap;
+pub mod diff;
 pub mod doctor;
 pub mod gc;
 pub mod install;
@@ -178,16 +179,60 @@ fn manifest_of(node: &Node, app: &App, version: &str) -> Result<Manifest> {
     let text = crate::file::read_if_there(&path)?;
     match text {
         Some(text) => crate::tarball::parse_manifest(text.as_bytes()),
-        None => refuse(
-            format_args!("{} is missing", path.display()),
-            format!("farmctl remove {} --release {version}, then install it again", app.name),
-        ),
+        None => refuse(format_args!("{} is missing", path.display()), reinstall(app, version)),
     }
 }
 
 /// How full a thin pool's metadata is, as the end of a line; nothing for other storage.
 fn metadata(percent: Option<f64>) -> String {
     percent.map_or(String::new(), |percent| format!(", metadata {percent:.0} % full"))
+}
+
+/// Reads the file index of an installed release.
+fn index_of(node: &Node, app: &App, version: &str) -> Result<FileIndex> {
+    let path = node.layout().release(&app.name, version).join("files.json");
+    match crate::file::read_if_there(&path)? {
+        Some(text) => serde_json::from_str(&text)
+            .with_context(|| format!("reading {}", path.display()))
+            .hint_with(|| reinstall(app, version)),
+        None => refuse(format_args!("{} is missing", path.display()), reinstall(app, version)),
+    }
+}
+
+fn reinstall(app: &App, version: &str) -> String {
+    format!("farmctl remove {} --release {version}, then install it again", app.name)
+}
+
+/// What a tarball or an installed release says about itself.
+struct Reading {
+    identity: String,
+    manifest: Manifest,
+    files: FileIndex,
+}
+
+/// Reads a tarball, an installed application's current release, or NAME=VERSION.
+fn read_release(what: &str, context: &Context) -> Result<Reading> {
+    if Path::new(what).is_file() || what.contains(['/', '_']) {
+        let archive = open_archive(Path::new(what))?;
+        return Ok(Reading {
+            identity: archive.identity().to_owned(),
+            manifest: archive.manifest().clone(),
+            files: archive.into_files(),
+        });
+    }
+    let (name, version) = match what.split_once('=') {
+        Some((name, version)) => (name, Some(version)),
+        None => (what, None),
+    };
+    check_name(name)?;
+    let node = context.node()?;
+    let app = node.installed(name)?;
+    let version = installed_version(&app, version)?;
+    Ok(Reading {
+        identity: app.release(&version).map(|one| one.identity.clone()).unwrap_or_default(),
+        manifest: manifest_of(&node, &app, &version)?,
+        files: index_of(&node, &app, &version)?,
+    })
 }
 
 /// An application that is started, with what was read of it.

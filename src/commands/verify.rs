@@ -1,15 +1,19 @@
 //! `farmctl verify`: is a tarball whole, is an installed release what was installed?
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::Context;
-use crate::error::{Exit, Mark as _};
+use super::{Context, Started};
+use crate::diff;
+use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
-use crate::manifest::{FileIndex, Owner};
-use crate::mount;
+use crate::manifest::{FileIndex, Manifest, Owner};
+use crate::mount::{self, Mount};
 use crate::run;
+use crate::schroot;
+use crate::session;
 use crate::storage::{self, Access};
 use crate::tarball::{self, Archive, Difference};
 use crate::trust::{self, Standing};
@@ -20,7 +24,7 @@ const SHOWN: usize = 50;
 /// Check a node tarball, or an installed release against its file index
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl verify hello_1.0.0_amd64.tar.xz\n  farmctl verify hello\n\nExits 3 when it is not right."
+    after_help = "Examples:\n  farmctl verify hello_1.0.0_amd64.tar.xz\n  farmctl verify hello\n  farmctl verify hello --session\n\nExits 3 when it is not right."
 )]
 pub struct Args {
     /// A node tarball, or the name of an installed application
@@ -28,6 +32,9 @@ pub struct Args {
     /// The release of the application instead of the current one
     #[arg(long, value_name = "VERSION")]
     release: Option<String>,
+    /// Compare the running session instead: what was written in it since it began
+    #[arg(long, conflicts_with = "release")]
+    session: bool,
     /// Print the differences as JSON
     #[arg(long)]
     json: bool,
@@ -41,6 +48,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let path = Path::new(&args.what);
     if path.is_file() || args.what.contains(['/', '_']) {
         return verify_file(path, context);
+    }
+    if args.session {
+        return verify_session(args, context);
     }
     verify_release(args, context)
 }
@@ -80,22 +90,79 @@ fn verify_release(args: &Args, context: &Context) -> Result<Exit> {
     let version = super::installed_version(&app, args.release.as_deref())?;
     let release = app.release(&version).context("looking for the release")?;
     let manifest = super::manifest_of(&node, &app, &version)?;
-    let path = node.layout().release(&app.name, &version).join("files.json");
-    let text =
-        file::read_if_there(&path)?.with_context(|| format!("{} is missing", path.display()))?;
-    let index: FileIndex =
-        serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))?;
+    let index = super::index_of(&node, &app, &version)?;
     mount::private_namespace()?;
     let tree =
         storage::named(&release.storage, &node.site())?.open(&release.volume, Access::ReadOnly)?;
-    let meter = context.ui.meter("comparing");
-    let differences =
-        tarball::compare(tree.path(), &index, &manifest.capabilities, &|done, all| {
-            meter.set(done, all);
-            run::check_interrupted()
-        })?;
-    drop(meter);
+    let differences = compare(tree.path(), &manifest, &index, context)?;
     tree.close()?;
+    let what = format!("{} {version}", app.name);
+    if report(&differences, args, context) {
+        context.ui.done(format!("{what} is as installed: {} paths", index.files.len()));
+        return Ok(Exit::Done);
+    }
+    context.ui.warn(format!(
+        "{what} differs from what was installed in {}",
+        count_by_owner(&differences)
+    ));
+    Ok(Exit::NotRight)
+}
+
+/// Compares the running session's own file system, and nothing mounted in it, with the
+/// index of its release.
+fn verify_session(args: &Args, context: &Context) -> Result<Exit> {
+    let node = context.node()?;
+    let Started { app, session, manifest } = super::started(&node, &args.what)?;
+    let index = super::index_of(&node, &app, &session.version)?;
+    if !schroot::is_live(&session.name)? {
+        return refuse(
+            format_args!("session {} is not mounted", session.name),
+            "farmctl tend brings it back",
+        );
+    }
+    mount::private_namespace()?;
+    // Bound without what is mounted in it: data, sockets, /proc.
+    let place = node.layout().trees();
+    file::make_directory(&place, 0o700)?;
+    let bound = Mount::bind(&schroot::mount_of(&session.name), &place, true)?;
+    let mut differences = compare(&place, &manifest, &index, context)?;
+    bound.close()?;
+    let written = session::written_paths(&manifest);
+    let home = manifest.profile.home();
+    differences.retain(|difference| {
+        let path = Path::new("/").join(difference.path());
+        let given = |what: &str| path.starts_with(&home) && what.starts_with("owner ");
+        let begun = matches!(difference, Difference::Changed { what, .. } if given(what));
+        !begun && !written.contains(&path)
+    });
+    let what = format!("session {} of {}", session.name, app.name);
+    if report(&differences, args, context) {
+        context.ui.done(format!("{what} is as its release {}", session.version));
+        return Ok(Exit::Done);
+    }
+    context.ui.warn(format!(
+        "{what} differs from its release {} in {}",
+        session.version,
+        count_by_owner(&differences)
+    ));
+    Ok(Exit::NotRight)
+}
+
+fn compare(
+    tree: &Path,
+    manifest: &Manifest,
+    index: &FileIndex,
+    context: &Context,
+) -> Result<Vec<Difference>> {
+    let meter = context.ui.meter("comparing");
+    tarball::compare(tree, index, &manifest.capabilities, &|done, all| {
+        meter.set(done, all);
+        run::check_interrupted()
+    })
+}
+
+/// Prints the differences; answers whether there are none.
+fn report(differences: &[Difference], args: &Args, context: &Context) -> bool {
     if args.json {
         context.ui.json(&differences);
     } else {
@@ -106,28 +173,29 @@ fn verify_release(args: &Args, context: &Context) -> Result<Exit> {
             context.ui.answer(format!("… and {} more", differences.len() - SHOWN));
         }
     }
-    if differences.is_empty() {
-        context.ui.done(format!(
-            "{} {version} is as installed: {} paths",
-            app.name,
-            index.files.len()
-        ));
-        return Ok(Exit::Done);
+    differences.is_empty()
+}
+
+/// `5 paths: package openssl 2, project 1, not of the release 2`.
+fn count_by_owner(differences: &[Difference]) -> String {
+    let mut counts: BTreeMap<Option<&Owner>, usize> = BTreeMap::new();
+    for difference in differences {
+        *counts.entry(difference.owner()).or_default() += 1;
     }
-    context.ui.warn(format!(
-        "{} {version} differs from what was installed in {} paths",
-        app.name,
-        differences.len()
-    ));
-    Ok(Exit::NotRight)
+    let mut words: Vec<String> = Vec::new();
+    // What nobody owns comes last.
+    let (none, some): (Vec<_>, Vec<_>) = counts.into_iter().partition(|(owner, _)| owner.is_none());
+    for (owner, count) in some.into_iter().chain(none) {
+        let whose = owner.map_or_else(|| "not of the release".to_owned(), diff::describe);
+        words.push(format!("{whose} {count}"));
+    }
+    format!("{} paths: {}", differences.len(), words.join(", "))
 }
 
 fn describe(difference: &Difference) -> String {
     let of = |owner: &Owner| match owner {
-        Owner::Package(name) => format!(" (package {name})"),
-        Owner::Distribution(name) => format!(" (distribution {name})"),
-        Owner::Project => " (project)".to_owned(),
         Owner::Generated => String::new(),
+        owner => format!(" ({})", diff::describe(owner)),
     };
     let line = crate::ui::one_line;
     match difference {

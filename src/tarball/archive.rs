@@ -181,6 +181,12 @@ impl Archive {
         &self.index
     }
 
+    /// The file index, when nothing else is wanted any more.
+    #[must_use]
+    pub fn into_files(self) -> FileIndex {
+        self.index
+    }
+
     /// Bytes of the tarball.
     #[must_use]
     pub fn size(&self) -> u64 {

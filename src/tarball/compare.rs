@@ -51,6 +51,17 @@ impl Difference {
     }
 }
 
+impl Difference {
+    /// Whose the path is; nobody's, if the release does not have it.
+    #[must_use]
+    pub fn owner(&self) -> Option<&Owner> {
+        match self {
+            Difference::Missing { owner, .. } | Difference::Changed { owner, .. } => Some(owner),
+            Difference::Unexpected { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
