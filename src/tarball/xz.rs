@@ -324,6 +324,28 @@ pub(super) fn read_layout(file: &File) -> Result<Vec<Block>> {
     Ok(blocks)
 }
 
+/// The stream its blocks seem to make, with every checksum of its structure right: what a
+/// fuzzer wants, because chance never gets one right.
+#[cfg(test)]
+pub(super) fn mended(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (mut out, mut blocks) = (stream_header(), Vec::new());
+    let mut at = out.len();
+    while bytes.get(at).is_some_and(|first| *first != 0) {
+        let head = bytes.get(at..at + BLOCK_HEADER)?;
+        let mut sizes = &head[2..];
+        let (compressed, size) = (take_vli(&mut sizes)?, take_vli(&mut sizes)?);
+        let unpadded = BLOCK_HEADER as u64 + compressed + CHECK;
+        let block = Block { at: at as u64, unpadded, size };
+        let end = at.checked_add(usize::try_from(block.xz_size()).ok()?)?;
+        out.extend(block_header(compressed, size));
+        out.extend(bytes.get(at + BLOCK_HEADER..end)?);
+        blocks.push(block);
+        at = end;
+    }
+    out.extend(stream_tail(&blocks));
+    Some(out)
+}
+
 /// What a file is that does not begin like an .xz file, in words, where its first bytes
 /// tell: what people have at hand instead, and what downloads turn out to be.
 fn other_kind(file: &File) -> Option<&'static str> {
