@@ -76,6 +76,7 @@ pub enum Verb {
     Show(commands::show::Args),
     Verify(commands::verify::Args),
     Diff(commands::diff::Args),
+    Sbom(commands::sbom::Args),
     Remove(commands::remove::Args),
     Gc(commands::gc::Args),
     Doctor(commands::doctor::Args),

@@ -7,7 +7,7 @@
 //! | face | `main`, [`cli`], [`ui`] | words in, words out |
 //! | recipes | [`commands`], one file per verb | each reads like a recipe |
 //! | hands | [`run`] [`mount`] [`mod@file`] [`hash`] [`process`] [`place`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`stage`] [`tarball`] [`signature`] [`trust`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`mod@log`] [`front`] [`serve`] [`node`] [`undo`] | touch the system, print nothing |
-//! | plans | [`profile`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`mod@diff`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
+//! | plans | [`profile`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`mod@diff`] [`sbom`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
 //!
 //! [`error`] lies under all floors: every floor raises errors. `tests/house.rs` keeps
 //! the floors apart.
@@ -61,6 +61,7 @@ pub mod python;
 pub mod reference;
 pub mod release;
 pub mod run;
+pub mod sbom;
 pub mod schroot;
 pub mod secret;
 pub mod serve;

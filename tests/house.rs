@@ -36,7 +36,7 @@ const HANDS: [&str; 28] = [
     "node",
     "undo",
 ];
-const PLANS: [&str; 12] = [
+const PLANS: [&str; 13] = [
     "profile",
     "reference",
     "template",
@@ -44,6 +44,7 @@ const PLANS: [&str; 12] = [
     "lockfile",
     "manifest",
     "diff",
+    "sbom",
     "release",
     "layout",
     "plan",

@@ -825,6 +825,7 @@ fn every_help_fits_eighty_columns_and_ends_with_an_example() {
             "show",
             "verify",
             "diff",
+            "sbom",
             "remove",
             "gc",
             "doctor",

@@ -31,6 +31,7 @@ pub mod logs;
 pub mod reload;
 pub mod remove;
 pub mod restart;
+pub mod sbom;
 pub mod shell;
 pub mod show;
 pub mod sign;
