@@ -262,10 +262,10 @@ impl Layout {
         self.logs().join(app)
     }
 
-    /// Log of one process.
+    /// Log of one process of an application in the session of this id.
     #[must_use]
-    pub fn process_log(&self, app: &str, process: &str) -> PathBuf {
-        self.app_logs(app).join(format!("{process}.log"))
+    pub fn process_log(&self, app: &str, process: &str, id: &str) -> PathBuf {
+        self.app_logs(app).join(format!("{process}.{id}.log"))
     }
 }
 
@@ -331,6 +331,12 @@ pub fn stage_volume(transaction: &str) -> String {
 #[must_use]
 pub fn session(app: &str, id: &str) -> String {
     format!("fs-{app}-{id}")
+}
+
+/// The application a session is of, and what tells it from the others of it.
+#[must_use]
+pub fn parse_session(name: &str) -> Option<(&str, &str)> {
+    name.strip_prefix("fs-")?.rsplit_once('-').filter(|(app, id)| !app.is_empty() && !id.is_empty())
 }
 
 /// Host account of an application.

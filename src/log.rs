@@ -10,17 +10,22 @@ use anyhow::{Context as _, Result};
 /// How far back from its end a log is read for its last lines, in bytes.
 const WINDOW: u64 = 256 << 10;
 
-/// The last lines of a log; none if there is no log.
+/// The last lines of logs, the newest of which comes last; none if there is no log.
 ///
 /// # Errors
-/// When it is there and cannot be read.
-pub fn last_lines(path: &Path, count: usize) -> Result<Vec<String>> {
-    let size = size(path)?;
-    lines_since(path, size.saturating_sub(WINDOW)).map(|mut lines| {
-        let first = lines.len().saturating_sub(count);
-        lines.drain(..first);
-        lines
-    })
+/// When one is there and cannot be read.
+pub fn last_lines(paths: &[PathBuf], count: usize) -> Result<Vec<String>> {
+    let mut last: Vec<String> = Vec::new();
+    for path in paths.iter().rev() {
+        let mut lines = lines_since(path, size(path)?.saturating_sub(WINDOW))?;
+        lines.drain(..lines.len().saturating_sub(count - last.len()));
+        lines.append(&mut last);
+        last = lines;
+        if last.len() == count {
+            break;
+        }
+    }
+    Ok(last)
 }
 
 /// Bytes of a log so far.
@@ -72,6 +77,12 @@ impl Follower {
         Ok(Self { path: path.to_owned(), inode, offset: size(path)?, begun: Vec::new() })
     }
 
+    /// Follows the log from its start.
+    #[must_use]
+    pub fn at_start(path: &Path) -> Self {
+        Self { path: path.to_owned(), inode: 0, offset: 0, begun: Vec::new() }
+    }
+
     /// Lines that were finished since the last call, after a rotation from the new file's
     /// start.
     ///
@@ -116,6 +127,8 @@ mod tests {
         std::fs::rename(&path, root.path().join("web.log.1")).expect("same directory");
         std::fs::write(&path, "two\n").expect("it is writable");
         assert_eq!(follower.lines().expect("it is readable"), ["two"]);
-        assert_eq!(last_lines(&path, 1).expect("it is readable"), ["two"]);
+        let logs = [root.path().join("web.log.1"), path];
+        assert_eq!(last_lines(&logs, 1).expect("it is readable"), ["two"]);
+        assert_eq!(last_lines(&logs, 2).expect("it is readable"), ["and a half", "two"]);
     }
 }

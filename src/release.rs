@@ -28,6 +28,10 @@ pub struct App {
     pub previous: Option<String>,
     /// The session that serves, while the application is started.
     pub session: Option<Session>,
+    /// Sessions that served before and stand by: their processes run, idle, until the
+    /// one that serves has proved itself and their last requests are done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub standby: Vec<Session>,
 }
 
 /// One installed node tarball.
@@ -96,7 +100,13 @@ impl App {
             current: None,
             previous: None,
             session: None,
+            standby: Vec::new(),
         }
+    }
+
+    /// Its sessions: the one that serves, then those that stand by.
+    pub fn sessions(&self) -> impl Iterator<Item = &Session> {
+        self.session.iter().chain(&self.standby)
     }
 
     /// The release of this version.
@@ -140,10 +150,28 @@ impl App {
         app
     }
 
-    /// With nothing serving.
+    /// With `session` serving, and the one that served standing by.
+    #[must_use]
+    pub fn switched(self, session: Session) -> Self {
+        let before = self.session.clone();
+        let mut app = self.started(session);
+        app.standby.retain(|standing| Some(standing) != app.session.as_ref());
+        app.standby.extend(before);
+        app
+    }
+
+    /// Without a session that stood by.
+    #[must_use]
+    pub fn retired(mut self, session: &str) -> Self {
+        self.standby.retain(|standing| standing.name != session);
+        self
+    }
+
+    /// With nothing serving, and nothing standing by.
     #[must_use]
     pub fn stopped(mut self) -> Self {
         self.session = None;
+        self.standby.clear();
         self
     }
 

@@ -74,7 +74,7 @@ pub fn start_processes(
     let mut before = Vec::new();
     let mut programs = Vec::new();
     for process in &manifest.profile.processes {
-        before.push(supervisor.position(&app.name, &process.name)?);
+        before.push(supervisor.position(&session.name, &process.name)?);
         programs.push(Program {
             process: process.name.clone(),
             release: manifest.version.clone(),
@@ -87,7 +87,7 @@ pub fn start_processes(
             reload: process.reload.clone(),
         });
     }
-    supervisor.start(&app.name, &programs)?;
+    supervisor.start(&session.name, &programs)?;
     for (process, before) in manifest.profile.processes.iter().zip(before) {
         wait_until_ready(app, session, process, &before, node, supervisor)?;
     }
@@ -107,7 +107,7 @@ pub fn wait_until_ready(
     supervisor: &dyn Supervise,
 ) -> Result<()> {
     let state = || -> Result<State> {
-        let states = supervisor.states(&app.name)?;
+        let states = supervisor.states(&session.name)?;
         let found = states.into_iter().find(|state| state.process == process.name);
         Ok(found.map_or(State::Stopped, |state| state.state))
     };
@@ -142,7 +142,7 @@ pub fn wait_until_ready(
         None if process.ready.is_none() && !failed(&state()?) => return Ok(()),
         None => format!("it is not ready after {} s: {last_answer}", within.as_secs()),
     };
-    let mut lines = supervisor.lines_since(&app.name, &process.name, before)?;
+    let mut lines = supervisor.lines_since(&session.name, &process.name, before)?;
     lines.drain(..lines.len().saturating_sub(LAST_LINES));
     let last: String = lines.iter().map(|line| format!("\n  | {line}")).collect();
     let failure: Result<()> = Err(anyhow::anyhow!("{reason}{last}"));
@@ -174,7 +174,6 @@ pub fn publish_front(
 /// # Errors
 /// When that cannot be found out.
 pub fn troubles(
-    app: &App,
     session: &Session,
     manifest: &Manifest,
     node: &Node,
@@ -184,7 +183,7 @@ pub fn troubles(
     if let Some(flaw) = session::flaw(node.layout(), manifest, session)? {
         troubles.push(format!("session {}: {flaw}", session.name));
     }
-    let states = supervisor.states(&app.name)?;
+    let states = supervisor.states(&session.name)?;
     for process in &manifest.profile.processes {
         if !states.iter().any(|state| state.process == process.name && state.runs()) {
             troubles.push(format!("process {} is not running", process.name));
@@ -215,11 +214,11 @@ pub fn restore(
         Some(flaw) => {
             say(&format!("recovering the session: {flaw}"));
             repaired = true;
-            supervisor.halt(&app.name)?;
+            supervisor.halt(&session.name)?;
             session::recover(node, app, manifest, session)?
         }
     };
-    let states = supervisor.states(&app.name)?;
+    let states = supervisor.states(&session.name)?;
     let runs = |process: &Process| {
         states.iter().any(|state| state.process == process.name && state.runs())
     };
@@ -269,7 +268,7 @@ pub fn reload(
     supervisor: &dyn Supervise,
 ) -> Result<Reloaded> {
     let running = |supervisor: &dyn Supervise| -> Result<u32> {
-        let states = supervisor.states(&app.name)?;
+        let states = supervisor.states(&session.name)?;
         let pid =
             states.iter().find(|state| state.process == process.name).and_then(|state| state.pid);
         pid.with_context(|| format!("process {} is not running", process.name))
@@ -282,12 +281,12 @@ pub fn reload(
             .run()
             .hint("the running code was left alone: correct the new one and reload again")?;
     }
-    let position = supervisor.position(&app.name, &process.name)?;
+    let position = supervisor.position(&session.name, &process.name)?;
     let pid = running(supervisor)?;
     let before = process::children(pid)?;
     let by = match &process.reload {
         Reload::Restart => {
-            supervisor.restart(&app.name, &process.name)?;
+            supervisor.restart(&session.name, &process.name)?;
             "restart".to_owned()
         }
         Reload::Signal(signal) => {

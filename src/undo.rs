@@ -35,7 +35,7 @@ pub fn remove(object: &Object, node: &Node) -> Result<()> {
         Object::Chroot { name } => schroot::unregister(name),
         Object::Session { storage, name } => session::end(storage, name, &node.site()),
         Object::Sockets { app } => session::remove_sockets(layout, app),
-        Object::Programs { app } => supervise::detect(layout).stop(app),
+        Object::Programs { session } => supervise::detect(layout).stop(session),
         Object::Front { app } => front::withdraw(layout, app),
         Object::Account { app } => account::remove(app),
         Object::Path { path } => remove_path(path, layout),
@@ -210,12 +210,7 @@ impl Kept {
                 objects.push(Object::Path { path: layout.release(name, version) });
                 objects.push(Object::Path { path: layout.static_export(name, version) });
             }
-            if let Some(session) = Object::session_of(&app) {
-                objects.push(session);
-                objects.push(Object::Sockets { app: name.clone() });
-                objects.push(Object::Programs { app: name.clone() });
-                objects.push(Object::Front { app: name.clone() });
-            }
+            objects.extend(Object::serving(&app));
             objects.push(Object::Account { app: name.clone() });
             objects.push(Object::Path { path: layout.app_file(name) });
         }

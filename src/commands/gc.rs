@@ -125,8 +125,8 @@ fn orphans(node: &Node) -> Result<Vec<Object>> {
             found.push(Object::Session { storage: "directory".to_owned(), name: session });
         }
     }
-    for app in supervise::detect(node.layout()).apps()? {
-        found.push(Object::Programs { app });
+    for session in supervise::detect(node.layout()).sessions()? {
+        found.push(Object::Programs { session });
     }
     for chroot in schroot::registered()?.into_iter().filter(|chroot| chroot.node == id) {
         found.push(Object::Chroot { name: chroot.name });
@@ -171,10 +171,7 @@ fn known(node: &Node) -> Result<Vec<Object>> {
             known
                 .push(Object::Chroot { name: layout::release_chroot(&app.name, &release.version) });
         }
-        if let Some(session) = Object::session_of(&app) {
-            known.push(session);
-            known.push(Object::Programs { app: app.name });
-        }
+        known.extend(Object::serving(&app));
     }
     for environment in node.environments()? {
         known.push(Object::Volume { storage: environment.storage, name: environment.volume });

@@ -59,7 +59,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             }
         },
     };
-    if let Some(session) = &app.session {
+    for session in app.sessions() {
         if releases.iter().any(|release| release.version == session.version) {
             return refuse(
                 format_args!("{} {} is running", app.name, session.version),

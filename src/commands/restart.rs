@@ -45,9 +45,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let supervisor = supervise::detect(node.layout());
     for process in processes {
         context.ui.step(format!("restarting the process {}", process.name));
-        let before = supervisor.position(&args.name, &process.name)?;
+        let before = supervisor.position(&started.session.name, &process.name)?;
         supervisor
-            .restart(&args.name, &process.name)
+            .restart(&started.session.name, &process.name)
             .and_then(|()| {
                 serve::wait_until_ready(
                     &started.app,

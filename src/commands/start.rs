@@ -144,7 +144,7 @@ fn start(
         ui.step(format!("running the job {}", job.name));
         serve::run_job(job, &session, &mount)?;
     }
-    transaction.intend(Object::Programs { app: app.name.clone() })?;
+    transaction.intend(Object::Programs { session: session.name.clone() })?;
     for process in &manifest.profile.processes {
         ui.step(format!("starting the process {}", process.name));
     }

@@ -116,7 +116,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             room_bytes: copy.and_then(|copy| copy.room),
             whole,
         });
-        let states = supervise::detect(node.layout()).states(&app.name)?;
+        let states = supervise::detect(node.layout()).states(&session.name)?;
         for process in &manifest.profile.processes {
             let state = states.iter().find(|state| state.process == process.name);
             let pid = state.and_then(|state| state.pid);

@@ -47,13 +47,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let mut transaction = node.begin("stop", &app.name)?;
-    let mut objects = vec![Object::Sockets { app: app.name.clone() }];
-    objects.extend(Object::session_of(&app));
-    objects.extend([
-        Object::Programs { app: app.name.clone() },
-        Object::Front { app: app.name.clone() },
-    ]);
-    for object in objects {
+    for object in Object::serving(&app) {
         transaction.intend(object)?;
     }
     node.save_app(&app.clone().stopped())?;

@@ -111,7 +111,7 @@ fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
         let Some(session) = app.session.clone() else { continue };
         let manifest = super::manifest_of(node, &app, &session.version)?;
         if args.dry_run {
-            for trouble in serve::troubles(&app, &session, &manifest, node, supervisor.as_ref())? {
+            for trouble in serve::troubles(&session, &manifest, node, supervisor.as_ref())? {
                 context.ui.answer(format!("{}: {trouble}", app.name));
                 exit = Exit::NotRight;
             }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::release::App;
+use crate::release::{App, Session};
 use crate::settings::Ground;
 
 /// Something a recipe makes outside its own memory, and knows how to find again.
@@ -48,10 +48,10 @@ pub enum Object {
         /// Application.
         app: String,
     },
-    /// An application's programs under the supervisor.
+    /// A session's programs under the supervisor.
     Programs {
-        /// Application.
-        app: String,
+        /// Name of the session.
+        session: String,
     },
     /// An application's vhost and links.
     Front {
@@ -76,12 +76,28 @@ fn directory() -> String {
 }
 
 impl Object {
-    /// The session that serves an application, if it is started.
+    /// A session of an application.
     #[must_use]
-    pub fn session_of(app: &App) -> Option<Self> {
-        let session = app.session.as_ref()?;
+    pub fn of_session(app: &App, session: &Session) -> Self {
         let storage = app.release(&session.version).map_or_else(directory, |r| r.storage.clone());
-        Some(Self::Session { storage, name: session.name.clone() })
+        Self::Session { storage, name: session.name.clone() }
+    }
+
+    /// All that the sessions of a started application are made of, in the order in which
+    /// it is made; nothing of one that is stopped.
+    #[must_use]
+    pub fn serving(app: &App) -> Vec<Self> {
+        let sessions: Vec<&Session> = app.sessions().collect();
+        if sessions.is_empty() {
+            return Vec::new();
+        }
+        let name = || app.name.clone();
+        let mut objects = vec![Self::Sockets { app: name() }];
+        objects.extend(sessions.iter().map(|session| Self::of_session(app, session)));
+        let programs = |session: &&Session| Self::Programs { session: session.name.clone() };
+        objects.extend(sessions.iter().map(programs));
+        objects.push(Self::Front { app: name() });
+        objects
     }
 
     /// Within a sentence: "the volume fv-hello-1.0"; a path is its own name.
@@ -105,7 +121,7 @@ impl std::fmt::Display for Object {
             Self::Chroot { name } => write!(f, "chroot {name}"),
             Self::Session { name, .. } => write!(f, "session {name}"),
             Self::Sockets { app } => write!(f, "sockets of {app}"),
-            Self::Programs { app } => write!(f, "processes of {app}"),
+            Self::Programs { session } => write!(f, "processes of session {session}"),
             Self::Front { app } => write!(f, "vhost of {app}"),
             Self::Account { app } => write!(f, "account of {app}"),
             Self::Path { path } => write!(f, "{}", path.display()),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Program, entry};
+use super::{Program, entry, parts};
 use crate::layout::Layout;
 use crate::run::quote;
 
@@ -15,11 +15,11 @@ const START_SECONDS: u32 = 2;
 const START_RETRIES: u32 = 10;
 /// Size at which a log is rotated, and how many older ones are kept.
 const LOG_SIZE: &str = "10MB";
-const LOGS_KEPT: u32 = 5;
+pub(super) const LOGS_KEPT: u32 = 5;
 
 /// Names of programs are unique in all of supervisord, not only in their group.
-pub(super) fn program_name(app: &str, process: &str) -> String {
-    format!("{app}.{process}")
+pub(super) fn program_name(session: &str, process: &str) -> String {
+    format!("{session}.{process}")
 }
 
 /// A value of supervisord's configuration: `%` begins an expansion, ` ;` a comment.
@@ -51,25 +51,26 @@ pub(super) fn render_daemon(layout: &Layout, descriptors: u64) -> String {
          supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n\
          \n\
          [include]\n\
-         files={apps}/*.conf\n",
+         files={sessions}/*.conf\n",
         socket = path(layout.supervisor_socket()),
         log = path(layout.logs().join("supervisord.log")),
         pid = path(layout.supervisor_pid()),
-        apps = path(layout.supervisor().join("apps")),
+        sessions = path(layout.supervisor().join("sessions")),
     )
 }
 
-/// The group and the programs of an application. They are started by order, not with
-/// the daemon: what their sessions are is not its business.
-pub(super) fn render_application(
+/// The group and the programs of a session. They are started by order, not with the
+/// daemon: whether the session is there is not its business.
+pub(super) fn render_session(
     layout: &Layout,
-    app: &str,
+    session: &str,
     programs: &[Program],
 ) -> Result<String> {
+    let (app, id) = parts(session)?;
     let names: Vec<String> =
-        programs.iter().map(|program| program_name(app, &program.process)).collect();
+        programs.iter().map(|program| program_name(session, &program.process)).collect();
     let mut text = format!(
-        "; Written by farmctl; changes are lost.\n[group:{app}]\nprograms={}\n",
+        "; Written by farmctl; changes are lost.\n[group:{session}]\nprograms={}\n",
         names.join(",")
     );
     for (program, name) in programs.iter().zip(&names) {
@@ -96,7 +97,7 @@ pub(super) fn render_application(
             command = literal(&command.join(" ")),
             signal = program.stop.signal,
             within = program.stop.within.0,
-            log = literal(&layout.process_log(app, &program.process).to_string_lossy()),
+            log = literal(&layout.process_log(app, &program.process, id).to_string_lossy()),
         );
     }
     Ok(text)
@@ -132,7 +133,7 @@ mod tests {
         supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
 
         [include]
-        files=/var/lib/farmctl/supervisor/apps/*.conf
+        files=/var/lib/farmctl/supervisor/sessions/*.conf
         ");
     }
 
@@ -153,19 +154,19 @@ mod tests {
             stop: Stop::default(),
             reload: Reload::Restart,
         };
-        let text = render_application(
+        let text = render_session(
             &Layout::new("/", None),
-            "shop",
+            "fs-shop-1",
             &[program("web"), program("worker-2")],
         )
         .expect("the session has the user")
         .replace(&session.path().display().to_string(), "/run/schroot/mount/fs-shop-1");
         insta::assert_snapshot!(text, @r"
         ; Written by farmctl; changes are lost.
-        [group:shop]
-        programs=shop.web,shop.worker-2
+        [group:fs-shop-1]
+        programs=fs-shop-1.web,fs-shop-1.worker-2
 
-        [program:shop.web]
+        [program:fs-shop-1.web]
         command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run web
         directory=/
         autostart=false
@@ -177,11 +178,11 @@ mod tests {
         stopasgroup=false
         killasgroup=true
         redirect_stderr=true
-        stdout_logfile=/var/log/farmctl/shop/web.log
+        stdout_logfile=/var/log/farmctl/shop/web.1.log
         stdout_logfile_maxbytes=10MB
         stdout_logfile_backups=5
 
-        [program:shop.worker-2]
+        [program:fs-shop-1.worker-2]
         command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run worker-2
         directory=/
         autostart=false
@@ -193,7 +194,7 @@ mod tests {
         stopasgroup=false
         killasgroup=true
         redirect_stderr=true
-        stdout_logfile=/var/log/farmctl/shop/worker-2.log
+        stdout_logfile=/var/log/farmctl/shop/worker-2.1.log
         stdout_logfile_maxbytes=10MB
         stdout_logfile_backups=5
         ");

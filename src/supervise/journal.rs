@@ -1,8 +1,8 @@
 //! Output of processes in the journal.
 //!
-//! An entry is found by fields the journal itself vouches for: the unit, and that it came
-//! by its standard output. `FARMCTL_APP` and the like are for people:
-//! `journalctl FARMCTL_APP=shop`. Empty lines are not in it: the journal drops them.
+//! An entry is found by the fields its unit gives it (`LogExtraFields=`) and that it came by
+//! standard output, on which a program cannot give itself any: `journalctl FARMCTL_APP=shop`
+//! finds them for people. Empty lines are not in it: the journal drops them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -11,6 +11,7 @@ use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::parts;
 use crate::run::{Invocation, Tool, check_interrupted};
 
 pub(super) const JOURNALCTL: Tool = Tool { name: "journalctl", package: "systemd" };
@@ -20,8 +21,8 @@ pub(super) const JOURNALCTL: Tool = Tool { name: "journalctl", package: "systemd
 struct Entry {
     #[serde(rename = "__CURSOR")]
     cursor: String,
-    #[serde(rename = "_SYSTEMD_UNIT", default)]
-    unit: Value,
+    #[serde(rename = "FARMCTL_PROCESS", default)]
+    process: Value,
     #[serde(rename = "MESSAGE", default)]
     message: Value,
     /// Why the line ended, unless by a newline.
@@ -35,9 +36,9 @@ impl Entry {
         serde_json::from_str(line).ok()
     }
 
-    /// The unit that printed it.
-    fn unit(&self) -> &str {
-        self.unit.as_str().unwrap_or_default()
+    /// The process that printed it.
+    fn process(&self) -> &str {
+        self.process.as_str().unwrap_or_default()
     }
 
     /// The text: a string, or the bytes of what is no UTF-8.
@@ -62,17 +63,38 @@ struct Joiner {
 impl Joiner {
     /// The line this entry ends, if it does.
     fn join(&mut self, entry: &Entry) -> Option<String> {
-        let begun = self.begun.entry(entry.unit().to_owned()).or_default();
+        let begun = self.begun.entry(entry.process().to_owned()).or_default();
         begun.push_str(&entry.text());
         (entry.line_break != "line-max").then(|| std::mem::take(begun))
     }
 }
 
-fn reading(units: &[&str]) -> Invocation {
+/// Whose output is meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Source(Vec<String>);
+
+impl Source {
+    /// Processes of an application, whichever session they ran in.
+    pub(super) fn of_app(app: &str, processes: &[&str]) -> Self {
+        // Values of one field are alternatives, those of several must all be.
+        let mut matches = vec![format!("FARMCTL_APP={app}")];
+        matches.extend(processes.iter().map(|process| format!("FARMCTL_PROCESS={process}")));
+        Self(matches)
+    }
+
+    /// One process of a session.
+    pub(super) fn of_session(session: &str, process: &str) -> Result<Self> {
+        let mut source = Self::of_app(parts(session)?.0, &[process]);
+        source.0.push(format!("FARMCTL_SESSION={session}"));
+        Ok(source)
+    }
+}
+
+fn reading(source: &Source) -> Invocation {
     Invocation::of(&JOURNALCTL)
         .args(["--quiet", "--output=json", "--all"])
-        .arg("--output-fields=MESSAGE,_SYSTEMD_UNIT,_LINE_BREAK")
-        .args(units.iter().map(|unit| format!("_SYSTEMD_UNIT={unit}")))
+        .arg("--output-fields=MESSAGE,FARMCTL_PROCESS,_LINE_BREAK")
+        .args(&source.0)
         .arg("_TRANSPORT=stdout")
 }
 
@@ -92,21 +114,21 @@ fn settle() -> Result<()> {
     Ok(())
 }
 
-/// The newest entry of these units. It must be one of theirs: `--after-cursor` takes the
+/// The newest entry of a source. It must be one of theirs: `--after-cursor` takes the
 /// first entry that matches for the one with the cursor, and passes over it.
-pub(super) fn position(units: &[&str]) -> Result<Option<String>> {
+pub(super) fn position(source: &Source) -> Result<Option<String>> {
     settle()?;
-    Ok(entries(&reading(units).arg("--lines=1"))?.pop().map(|entry| entry.cursor))
+    Ok(entries(&reading(source).arg("--lines=1"))?.pop().map(|entry| entry.cursor))
 }
 
-/// What a unit has printed since.
-pub(super) fn lines_since(unit: &str, cursor: Option<&str>) -> Result<Vec<String>> {
+/// What has been printed since.
+pub(super) fn lines_since(source: &Source, cursor: Option<&str>) -> Result<Vec<String>> {
     settle()?;
-    let call = reading(&[unit]).args(cursor.map(|cursor| format!("--after-cursor={cursor}")));
+    let call = reading(source).args(cursor.map(|cursor| format!("--after-cursor={cursor}")));
     Ok(lines(&entries(&call)?))
 }
 
-/// Lines of units that have been shown, and what comes after them.
+/// Lines that have been shown, and what comes after them.
 #[derive(Debug)]
 pub(super) struct Tail {
     from: Option<String>,
@@ -114,17 +136,17 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// Begins where the output of these units stands now.
-    pub(super) fn begin(units: &[&str]) -> Result<Self> {
-        Ok(Self { from: position(units)?, shown: BTreeSet::new() })
+    /// Begins where the output stands now.
+    pub(super) fn begin(source: &Source) -> Result<Self> {
+        Ok(Self { from: position(source)?, shown: BTreeSet::new() })
     }
 
-    /// The last lines of a unit.
-    pub(super) fn last_lines(&mut self, unit: &str, count: usize) -> Result<Vec<String>> {
+    /// The last lines of a part of the source.
+    pub(super) fn last_lines(&mut self, source: &Source, count: usize) -> Result<Vec<String>> {
         // One more, because the first entry may be the end of a line.
         let mut asked = count + 1;
         loop {
-            let entries = entries(&reading(&[unit]).arg(format!("--lines={asked}")))?;
+            let entries = entries(&reading(source).arg(format!("--lines={asked}")))?;
             let mut lines = lines(&entries);
             // Fewer lines than entries: some were long.
             if entries.len() < asked || lines.len() > count {
@@ -136,14 +158,14 @@ impl Tail {
         }
     }
 
-    /// Passes on each line (unit, text) of the units it began with that has not been shown,
-    /// as it is printed, until the user interrupts or `take` breaks.
+    /// Passes on each line (process, text) of the source it began with that has not been
+    /// shown, as it is printed, until the user interrupts or `take` breaks.
     pub(super) fn follow(
         &self,
-        units: &[&str],
+        source: &Source,
         take: &mut dyn FnMut(&str, &str) -> ControlFlow<()>,
     ) -> Result<()> {
-        let call = reading(units)
+        let call = reading(source)
             .args(["--follow", "--no-tail"])
             .args(self.from.iter().map(|cursor| format!("--after-cursor={cursor}")));
         let mut joiner = Joiner::default();
@@ -153,7 +175,7 @@ impl Tail {
                 return ControlFlow::Continue(());
             }
             match joiner.join(&entry) {
-                Some(text) => take(entry.unit(), &text),
+                Some(text) => take(entry.process(), &text),
                 None => ControlFlow::Continue(()),
             }
         });
@@ -171,7 +193,7 @@ mod tests {
         // Captured from systemd 252.39, less the fields that are not asked for.
         let text = format!(
             r#"{{"__CURSOR":"s=cb3d;i=13f;b=85bf;m=3921;t=660c;x=968d","__REALTIME_TIMESTAMP":"1",
-            "__MONOTONIC_TIMESTAMP":"59905223","_BOOT_ID":"85bf","_SYSTEMD_UNIT":"a.service",
+            "__MONOTONIC_TIMESTAMP":"59905223","_BOOT_ID":"85bf","FARMCTL_PROCESS":"web",
             "MESSAGE":{message}{line_break}}}"#
         );
         Entry::parse(&text).expect("as captured")
@@ -181,7 +203,7 @@ mod tests {
     fn entries_of_the_journal_are_read() {
         let text = entry(r#""[INFO] Booting worker""#, "");
         assert_eq!(text.cursor, "s=cb3d;i=13f;b=85bf;m=3921;t=660c;x=968d");
-        assert_eq!((text.unit(), text.text()), ("a.service", "[INFO] Booting worker".to_owned()));
+        assert_eq!((text.process(), text.text()), ("web", "[INFO] Booting worker".to_owned()));
         // What is no UTF-8, or has control characters, comes as bytes.
         assert_eq!(entry("[27,91,51,49,109,255]", "").text(), "\u{1b}[31m\u{fffd}");
         assert_eq!(entry("null", "").text(), "");

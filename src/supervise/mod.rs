@@ -16,10 +16,10 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::layout::Layout;
+use crate::layout::{Layout, parse_session};
 use crate::profile;
 use crate::run::{Tool, systemd_is_init};
 
@@ -134,52 +134,53 @@ pub trait Supervise: fmt::Debug {
     /// # Errors
     /// Saying what is wrong.
     fn check(&self) -> Result<()>;
-    /// Starts an application's processes, and ends what still runs in their sessions
-    /// unsupervised. What runs already as wanted is left alone. Answers at once;
-    /// whether they stay up is for [`Supervise::states`] to say.
+    /// Starts the processes of a session, and ends what still runs in it unsupervised.
+    /// What runs already as wanted is left alone. Answers at once; whether they stay up
+    /// is for [`Supervise::states`] to say.
     ///
     /// # Errors
     /// When the supervisor cannot be reached or refuses.
-    fn start(&self, app: &str, programs: &[Program]) -> Result<()>;
-    /// Stops an application's processes, all at once; [`Supervise::start`] starts them
-    /// again. Nothing there is fine.
+    fn start(&self, session: &str, programs: &[Program]) -> Result<()>;
+    /// Stops a session's processes, all at once; [`Supervise::start`] starts them again.
+    /// Nothing there is fine.
     ///
     /// # Errors
     /// When one cannot be stopped.
-    fn halt(&self, app: &str) -> Result<()>;
-    /// Stops an application's processes, all at once, and forgets them. When they were
-    /// the last ones, nothing of the supervisor runs any more. Nothing there is fine.
+    fn halt(&self, session: &str) -> Result<()>;
+    /// Stops a session's processes, all at once, and forgets them. When they were the
+    /// last ones, nothing of the supervisor runs any more. Nothing there is fine.
     ///
     /// # Errors
     /// When one cannot be stopped.
-    fn stop(&self, app: &str) -> Result<()>;
+    fn stop(&self, session: &str) -> Result<()>;
     /// Stops one process and starts it again.
     ///
     /// # Errors
     /// When the supervisor does not know it.
-    fn restart(&self, app: &str, process: &str) -> Result<()>;
-    /// The application's processes; none if the supervisor does not run.
+    fn restart(&self, session: &str, process: &str) -> Result<()>;
+    /// The session's processes; none if the supervisor does not run.
     ///
     /// # Errors
     /// When it runs and cannot be reached.
-    fn states(&self, app: &str) -> Result<Vec<ProcessState>>;
-    /// Applications the supervisor has been told about.
+    fn states(&self, session: &str) -> Result<Vec<ProcessState>>;
+    /// Sessions the supervisor has been told about.
     ///
     /// # Errors
     /// When its configuration cannot be read.
-    fn apps(&self) -> Result<Vec<String>>;
+    fn sessions(&self) -> Result<Vec<String>>;
     /// Where a process's output stands now.
     ///
     /// # Errors
     /// When it cannot be looked at.
-    fn position(&self, app: &str, process: &str) -> Result<Position>;
+    fn position(&self, session: &str, process: &str) -> Result<Position>;
     /// What a process has printed since.
     ///
     /// # Errors
     /// When it cannot be read.
-    fn lines_since(&self, app: &str, process: &str, since: &Position) -> Result<Vec<String>>;
-    /// Passes on the last `count` lines of each of the processes, one process after the
-    /// other; then, if asked to, what they print as they print it.
+    fn lines_since(&self, session: &str, process: &str, since: &Position) -> Result<Vec<String>>;
+    /// Passes on the last `count` lines of each of an application's processes, one process
+    /// after the other, whichever session they ran in; then, if asked to, what they print
+    /// as they print it.
     ///
     /// # Errors
     /// When it cannot be read, and on interruption.
@@ -214,6 +215,11 @@ pub fn leave_storage(layout: &Layout) -> Result<()> {
         return Ok(());
     }
     systemd::Systemd::new(layout).leave_storage()
+}
+
+/// The application a session is of, and its id.
+fn parts(session: &str) -> Result<(&str, &str)> {
+    parse_session(session).with_context(|| format!("{session} is not the name of a session"))
 }
 
 /// The supervisor of this machine.

@@ -1,9 +1,10 @@
 //! farmctl's own instance of supervisord(8), never the distribution's.
 //!
 //! It is started with the first application and gone with the last. Configuration is
-//! generated: one file for the daemon, one for each application. It is spoken to by
+//! generated: one file for the daemon, one for each session. It is spoken to by
 //! XML-RPC through the transport of Debian's own `supervisor` package.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -14,7 +15,9 @@ use nix::fcntl::Flock;
 use nix::unistd::Group;
 use serde::Deserialize;
 
-use super::{Position, ProcessState, Program, State, Supervise, Take, Until, configuration, entry};
+use super::{
+    Position, ProcessState, Program, State, Supervise, Take, Until, configuration, entry, parts,
+};
 use crate::error::refuse;
 use crate::file;
 use crate::layout::Layout;
@@ -33,6 +36,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long another farmctl may hold the lock: it waits for supervisord and for orphans.
 const LOCKED: Duration = Duration::from_secs(60);
+/// Of so many sessions the logs are kept, the one that serves among them.
+const SESSIONS_REMEMBERED: usize = 5;
 /// The script that speaks to supervisord.
 const RPC: &str = include_str!("rpc.py");
 
@@ -79,12 +84,12 @@ impl Supervisord {
         self.layout.supervisor().join("supervisord.conf")
     }
 
-    fn applications(&self) -> PathBuf {
-        self.layout.supervisor().join("apps")
+    fn groups(&self) -> PathBuf {
+        self.layout.supervisor().join("sessions")
     }
 
-    fn application(&self, app: &str) -> PathBuf {
-        self.applications().join(format!("{app}.conf"))
+    fn group(&self, session: &str) -> PathBuf {
+        self.groups().join(format!("{session}.conf"))
     }
 
     fn script(&self) -> PathBuf {
@@ -150,12 +155,12 @@ impl Supervisord {
         Ok(results)
     }
 
-    fn infos(&self, app: &str) -> Result<Vec<Info>> {
+    fn infos(&self, session: &str) -> Result<Vec<Info>> {
         let results = self.order(&serde_json::json!([["supervisor.getAllProcessInfo"]]))?;
         let result = results.into_iter().next().context("supervisord gave no answer")?;
         let infos: Vec<Info> =
             serde_json::from_value(result).context("reading the answer of supervisord")?;
-        Ok(infos.into_iter().filter(|info| info.group == app).collect())
+        Ok(infos.into_iter().filter(|info| info.group == session).collect())
     }
 
     /// Starts the daemon and waits until it answers.
@@ -178,6 +183,44 @@ impl Supervisord {
         )
     }
 
+    fn log_of(&self, session: &str, process: &str) -> Result<PathBuf> {
+        let (app, id) = parts(session)?;
+        Ok(self.layout.process_log(app, process, id))
+    }
+
+    /// Logs of a process, one for each of its sessions that is remembered, the newest last.
+    fn logs_of(&self, app: &str, process: &str) -> Result<Vec<PathBuf>> {
+        let directory = self.layout.app_logs(app);
+        let mut logs = Vec::new();
+        for name in file::names_in(&directory)? {
+            let id = name.strip_prefix(process).and_then(|rest| rest.strip_prefix('.'));
+            let id = id.and_then(|rest| rest.strip_suffix(".log"));
+            if id.is_some_and(|id| !id.contains('.')) {
+                let path = directory.join(&name);
+                // Gone since: it was forgotten by a farmctl that begins a session.
+                let Ok(written) = fs::metadata(&path).and_then(|meta| meta.modified()) else {
+                    continue;
+                };
+                logs.push((written, path));
+            }
+        }
+        logs.sort();
+        Ok(logs.into_iter().map(|(_, path)| path).collect())
+    }
+
+    /// Removes the oldest logs of a process, with what was rotated of them.
+    fn forget_logs(&self, app: &str, process: &str) -> Result<()> {
+        let logs = self.logs_of(app, process)?;
+        for path in &logs[..logs.len().saturating_sub(SESSIONS_REMEMBERED)] {
+            let rotated = (1..=configuration::LOGS_KEPT)
+                .map(|number| PathBuf::from(format!("{}.{number}", path.display())));
+            for path in rotated.chain([path.clone()]) {
+                file::remove_if_there(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     fn log(&self) -> PathBuf {
         self.layout.logs().join("supervisord.log")
     }
@@ -191,7 +234,7 @@ impl Supervisord {
             );
         }
         file::make_directory(&self.layout.supervisor(), 0o755)?;
-        file::make_directory(&self.applications(), 0o755)?;
+        file::make_directory(&self.groups(), 0o755)?;
         file::make_directory(&self.layout.logs(), 0o755)?;
         if let Some(runtime) = self.layout.supervisor_socket().parent() {
             file::make_directory(runtime, 0o755)?;
@@ -201,11 +244,11 @@ impl Supervisord {
         Ok(())
     }
 
-    /// Stops and forgets the group of an application, if the daemon knows it.
-    fn drop_group(&self, app: &str) -> Result<()> {
+    /// Stops and forgets the group of a session, if the daemon knows it.
+    fn drop_group(&self, session: &str) -> Result<()> {
         for calls in [
-            serde_json::json!([["supervisor.stopProcessGroup", app, true]]),
-            serde_json::json!([["supervisor.removeProcessGroup", app]]),
+            serde_json::json!([["supervisor.stopProcessGroup", session, true]]),
+            serde_json::json!([["supervisor.removeProcessGroup", session]]),
         ] {
             for answer in self.call(&calls)? {
                 match answer {
@@ -224,7 +267,7 @@ impl Supervisord {
             return Ok(());
         }
         let _lock = self.lock()?;
-        if !self.apps()?.is_empty() {
+        if !self.sessions()?.is_empty() {
             return Ok(());
         }
         let gone = || Ok(self.daemon()?.is_none().then_some(()));
@@ -278,17 +321,18 @@ impl Supervise for Supervisord {
         )
     }
 
-    fn start(&self, app: &str, programs: &[Program]) -> Result<()> {
+    fn start(&self, session: &str, programs: &[Program]) -> Result<()> {
         if programs.is_empty() {
             return Ok(());
         }
         let _lock = self.lock()?;
         self.write_daemon_configuration()?;
         for program in programs {
-            make_log(&self.layout.process_log(app, &program.process))?;
+            make_log(&self.log_of(session, &program.process)?)?;
+            self.forget_logs(parts(session)?.0, &program.process)?;
         }
-        let text = configuration::render_application(&self.layout, app, programs)?;
-        file::publish(&self.application(app), text.as_bytes(), 0o644)?;
+        let text = configuration::render_session(&self.layout, session, programs)?;
+        file::publish(&self.group(session), text.as_bytes(), 0o644)?;
         if self.daemon()?.is_none() {
             self.launch()?;
         }
@@ -296,20 +340,20 @@ impl Supervise for Supervisord {
         let changes = results.into_iter().next().context("supervisord gave no answer")?;
         let [(added, changed, _)]: Changes =
             serde_json::from_value(changes).context("reading the answer of supervisord")?;
-        let named = |names: &[String]| names.iter().any(|name| name == app);
+        let named = |names: &[String]| names.iter().any(|name| name == session);
         if named(&changed) {
-            self.drop_group(app)?;
+            self.drop_group(session)?;
         }
         if named(&changed) || named(&added) {
-            self.order(&serde_json::json!([["supervisor.addProcessGroup", app]]))?;
+            self.order(&serde_json::json!([["supervisor.addProcessGroup", session]]))?;
         }
-        let infos = self.infos(app)?;
+        let infos = self.infos(session)?;
         let up = |info: &Info| state(&info.statename) != State::Failed && info.pid != 0;
         if infos.iter().any(up) {
             let down = infos.iter().filter(|info| !up(info));
             let calls: Vec<serde_json::Value> = down
                 .map(|info| {
-                    let name = format!("{app}:{}", info.name);
+                    let name = format!("{session}:{}", info.name);
                     serde_json::json!(["supervisor.startProcess", name, false])
                 })
                 .collect();
@@ -317,38 +361,38 @@ impl Supervise for Supervisord {
             return Ok(());
         }
         entry::end_orphans(programs)?;
-        self.order(&serde_json::json!([["supervisor.startProcessGroup", app, false]]))?;
+        self.order(&serde_json::json!([["supervisor.startProcessGroup", session, false]]))?;
         Ok(())
     }
 
-    fn halt(&self, app: &str) -> Result<()> {
+    fn halt(&self, session: &str) -> Result<()> {
         if self.daemon()?.is_some() {
-            self.drop_group(app)?;
+            self.drop_group(session)?;
         }
         Ok(())
     }
 
-    fn stop(&self, app: &str) -> Result<()> {
-        self.halt(app)?;
-        file::remove_if_there(&self.application(app))?;
+    fn stop(&self, session: &str) -> Result<()> {
+        self.halt(session)?;
+        file::remove_if_there(&self.group(session))?;
         self.leave_if_idle()
     }
 
-    fn restart(&self, app: &str, process: &str) -> Result<()> {
-        let name = format!("{app}:{}", configuration::program_name(app, process));
+    fn restart(&self, session: &str, process: &str) -> Result<()> {
+        let name = format!("{session}:{}", configuration::program_name(session, process));
         if self.daemon()?.is_none() {
             return refuse(
                 format_args!("supervisord does not run, so process {process} does not either"),
-                format!("farmctl start {app}"),
+                format!("farmctl start {}", parts(session)?.0),
             );
         }
-        let infos = self.infos(app)?;
+        let infos = self.infos(session)?;
         let Some(info) =
-            infos.iter().find(|info| info.name == configuration::program_name(app, process))
+            infos.iter().find(|info| info.name == configuration::program_name(session, process))
         else {
             return refuse(
-                format_args!("supervisord does not know process {process} of {app}"),
-                format!("farmctl start {app}"),
+                format_args!("supervisord does not know process {process} of session {session}"),
+                format!("farmctl start {}", parts(session)?.0),
             );
         };
         let mut calls = Vec::new();
@@ -360,28 +404,28 @@ impl Supervise for Supervisord {
         Ok(())
     }
 
-    fn states(&self, app: &str) -> Result<Vec<ProcessState>> {
+    fn states(&self, session: &str) -> Result<Vec<ProcessState>> {
         if self.daemon()?.is_none() {
             return Ok(Vec::new());
         }
-        Ok(self.infos(app)?.into_iter().map(|info| process_state(app, &info)).collect())
+        Ok(self.infos(session)?.into_iter().map(|info| process_state(session, &info)).collect())
     }
 
-    fn apps(&self) -> Result<Vec<String>> {
-        let names = file::names_in(&self.applications())?;
+    fn sessions(&self) -> Result<Vec<String>> {
+        let names = file::names_in(&self.groups())?;
         let name = |file: &String| file.strip_suffix(".conf").map(str::to_owned);
         Ok(names.iter().filter(|name| !name.starts_with('.')).filter_map(name).collect())
     }
 
-    fn position(&self, app: &str, process: &str) -> Result<Position> {
-        log::size(&self.layout.process_log(app, process)).map(Position::Offset)
+    fn position(&self, session: &str, process: &str) -> Result<Position> {
+        log::size(&self.log_of(session, process)?).map(Position::Offset)
     }
 
-    fn lines_since(&self, app: &str, process: &str, since: &Position) -> Result<Vec<String>> {
+    fn lines_since(&self, session: &str, process: &str, since: &Position) -> Result<Vec<String>> {
         let Position::Offset(offset) = since else {
             bail!("the position is not one in a log file");
         };
-        log::lines_since(&self.layout.process_log(app, process), *offset)
+        log::lines_since(&self.log_of(session, process)?, *offset)
     }
 
     fn output(
@@ -392,11 +436,15 @@ impl Supervise for Supervisord {
         until: Until,
         take: &mut Take<'_>,
     ) -> Result<()> {
-        let mut followers = Vec::new();
+        let mut followers = BTreeMap::new();
         for process in processes {
-            let path = self.layout.process_log(app, process);
-            followers.push((process, Follower::at_end(&path)?));
-            for line in log::last_lines(&path, count)? {
+            let logs = self.logs_of(app, process)?;
+            let lines = log::last_lines(&logs, count)?;
+            for path in logs {
+                let follower = Follower::at_end(&path)?;
+                followers.insert(path, follower);
+            }
+            for line in lines {
                 if take(process, &line).is_break() {
                     return Ok(());
                 }
@@ -406,10 +454,15 @@ impl Supervise for Supervisord {
             return Ok(());
         }
         loop {
-            for (process, follower) in &mut followers {
-                for line in follower.lines()? {
-                    if take(process, &line).is_break() {
-                        return Ok(());
+            for process in processes {
+                for path in self.logs_of(app, process)? {
+                    // Of a session that has been begun since.
+                    let new = || Follower::at_start(&path);
+                    let follower = followers.entry(path.clone()).or_insert_with(new);
+                    for line in follower.lines()? {
+                        if take(process, &line).is_break() {
+                            return Ok(());
+                        }
                     }
                 }
             }
@@ -431,9 +484,9 @@ fn state(name: &str) -> State {
     }
 }
 
-fn process_state(app: &str, info: &Info) -> ProcessState {
+fn process_state(session: &str, info: &Info) -> ProcessState {
     let state = state(&info.statename);
-    let process = info.name.strip_prefix(&format!("{app}.")).unwrap_or(&info.name).to_owned();
+    let process = info.name.strip_prefix(&format!("{session}.")).unwrap_or(&info.name).to_owned();
     ProcessState {
         process,
         state,
@@ -450,11 +503,11 @@ mod tests {
     /// Captured from supervisor 4.2.5.
     #[test]
     fn answers_of_supervisord_are_read() {
-        let text = r#"[{"result": [{"name": "shop.web", "group": "shop", "start": 1763710000,
+        let text = r#"[{"result": [{"name": "fs-shop-1.web", "group": "fs-shop-1", "start": 1763710000,
             "stop": 0, "now": 1763710060, "state": 20, "statename": "RUNNING", "spawnerr": "",
             "exitstatus": 0, "logfile": "/l", "stdout_logfile": "/l", "stderr_logfile": "",
             "pid": 4711, "description": "pid 4711, uptime 0:01:00"}]},
-            {"fault": 10, "text": "BAD_NAME: shop"}]"#;
+            {"fault": 10, "text": "BAD_NAME: fs-shop-1"}]"#;
         let mut answers: Vec<Answer> = serde_json::from_str(text).expect("as captured");
         assert!(matches!(answers.pop(), Some(Answer::Fault { fault: BAD_NAME, .. })));
         let Some(Answer::Result { result }) = answers.pop() else {
@@ -468,6 +521,6 @@ mod tests {
             since: Some(1_763_710_000),
             exit: None,
         };
-        assert_eq!(process_state("shop", &info), expected);
+        assert_eq!(process_state("fs-shop-1", &info), expected);
     }
 }

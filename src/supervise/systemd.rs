@@ -1,4 +1,4 @@
-//! systemd: a unit for each process, a slice for each application, and a service that
+//! systemd: a unit for each process of a session, a slice for each application, and a service that
 //! brings all of them back after a reboot.
 //!
 //! The unit files are in /etc/systemd/system, so that systemd knows after a reboot what
@@ -15,12 +15,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::Flock;
 
+use super::journal::Source;
 use super::systemctl::{self, SYSTEMCTL, Unit};
 use super::unit::{self, Farmctl, Names};
-use super::{Position, ProcessState, Program, Supervise, Take, Until, entry, journal};
+use super::{Position, ProcessState, Program, Supervise, Take, Until, entry, journal, parts};
 use crate::error::refuse;
 use crate::file;
-use crate::layout::{Layout, SYSTEMD_UNITS};
+use crate::layout::{Layout, SYSTEMD_UNITS, parse_session};
 use crate::place;
 use crate::run::Tool;
 
@@ -54,11 +55,12 @@ impl Systemd {
         place::hold(&self.units, LOCKED)
     }
 
-    /// Units of ours that have a file, of this application or of all.
-    fn known(&self, app: Option<&str>) -> Result<Vec<String>> {
+    /// Units of ours that have a file, of this session or of all.
+    fn known(&self, session: Option<&str>) -> Result<Vec<String>> {
         let mut names = file::names_in(&self.units)?;
         names.retain(|name| {
-            self.names.parse(name).is_some_and(|(of, _)| app.is_none_or(|app| app == of))
+            let of = self.names.parse(name);
+            of.is_some_and(|(of, _)| session.is_none_or(|session| session == of))
         });
         Ok(names)
     }
@@ -130,22 +132,23 @@ impl Systemd {
         Ok(self.known(None)?.is_empty())
     }
 
-    /// Writes an application's units and removes those it has no more; answers whether
-    /// systemd has to read them.
-    fn write_units(&self, app: &str, programs: &[Program]) -> Result<bool> {
+    /// Writes a session's units and removes those it has no more; answers whether systemd
+    /// has to read them.
+    fn write_units(&self, session: &str, programs: &[Program]) -> Result<bool> {
+        let (app, _) = parts(session)?;
         let farmctl = self.farmctl()?;
         let descriptors = entry::descriptors()?;
         let mut changed = false;
         let mut wanted = Vec::new();
         for program in programs {
-            let name = self.names.process(app, &program.process);
+            let name = self.names.process(session, &program.process)?;
             let command = entry::command(program)?;
             let text =
                 unit::render_process(&self.names, &farmctl, app, program, &command, descriptors);
             changed |= file::publish_if_new(&self.file(&name), &text, 0o644)?;
             wanted.push(name);
         }
-        let mut gone = self.known(Some(app))?;
+        let mut gone = self.known(Some(session))?;
         gone.retain(|unit| !wanted.contains(unit));
         self.remove_units(&gone)?;
         Ok(changed || !gone.is_empty())
@@ -160,14 +163,14 @@ impl Systemd {
         Ok(())
     }
 
-    fn unit_of(&self, app: &str, process: &str) -> Result<String> {
-        let unit = self.names.process(app, process);
+    fn unit_of(&self, session: &str, process: &str) -> Result<String> {
+        let unit = self.names.process(session, process)?;
         if self.file(&unit).exists() {
             return Ok(unit);
         }
         refuse(
-            format_args!("systemd does not know process {process} of {app}"),
-            format!("farmctl start {app}"),
+            format_args!("systemd does not know process {process} of session {session}"),
+            format!("farmctl start {}", parts(session)?.0),
         )
     }
 }
@@ -223,18 +226,18 @@ impl Supervise for Systemd {
         Ok(())
     }
 
-    fn start(&self, app: &str, programs: &[Program]) -> Result<()> {
+    fn start(&self, session: &str, programs: &[Program]) -> Result<()> {
         if programs.is_empty() {
             return Ok(());
         }
         let lock = self.lock()?;
-        let changed = self.write_units(app, programs)?;
+        let changed = self.write_units(session, programs)?;
         if self.install_tend()? || changed {
             systemctl::reload_units()?;
         }
         systemctl::order("start", &[self.names.tend_timer()])?;
         drop(lock);
-        let mut units = systemctl::show(&self.known(Some(app))?)?;
+        let mut units = systemctl::show(&self.known(Some(session))?)?;
         let runs = |unit: &Unit| unit.pid.is_some();
         if !units.iter().any(runs) {
             entry::end_orphans(programs)?;
@@ -245,15 +248,15 @@ impl Supervise for Systemd {
         systemctl::order("start", &down)
     }
 
-    fn halt(&self, app: &str) -> Result<()> {
-        systemctl::order("stop", &self.known(Some(app))?)
+    fn halt(&self, session: &str) -> Result<()> {
+        systemctl::order("stop", &self.known(Some(session))?)
     }
 
-    fn stop(&self, app: &str) -> Result<()> {
+    fn stop(&self, session: &str) -> Result<()> {
         let _lock = self.lock()?;
         // Also one whose file is gone.
-        let mut units = systemctl::list(&[self.names.processes(app)], &[])?;
-        units.extend(self.known(Some(app))?);
+        let mut units = systemctl::list(&[self.names.processes(session)?], &[])?;
+        units.extend(self.known(Some(session))?);
         units.sort_unstable();
         units.dedup();
         self.remove_units(&units)?;
@@ -261,41 +264,46 @@ impl Supervise for Systemd {
         if self.remove_tend_if_idle()? || !units.is_empty() {
             systemctl::reload_units()?;
         }
-        leave_slice(self.names.slice(app))?;
+        let (app, _) = parts(session)?;
+        let of_app = |other: &String| parse_session(other).is_some_and(|(of, _)| of == app);
+        if !self.sessions()?.iter().any(of_app) {
+            leave_slice(self.names.slice(app))?;
+        }
         if self.is_idle()? { leave_slice(self.names.top_slice()) } else { Ok(()) }
     }
 
-    fn restart(&self, app: &str, process: &str) -> Result<()> {
-        let units = [self.unit_of(app, process)?];
+    fn restart(&self, session: &str, process: &str) -> Result<()> {
+        let units = [self.unit_of(session, process)?];
         systemctl::forget_failures(&units)?;
         systemctl::order("restart", &units)
     }
 
-    fn states(&self, app: &str) -> Result<Vec<ProcessState>> {
-        let units = systemctl::show(&self.known(Some(app))?)?;
+    fn states(&self, session: &str) -> Result<Vec<ProcessState>> {
+        let units = systemctl::show(&self.known(Some(session))?)?;
         let state = |unit: &Unit| {
             self.names.parse(&unit.name).map(|(_, process)| process_state(process, unit))
         };
         Ok(units.iter().filter_map(state).collect())
     }
 
-    fn apps(&self) -> Result<Vec<String>> {
+    fn sessions(&self) -> Result<Vec<String>> {
         let units = self.known(None)?;
-        let mut apps: Vec<String> =
-            units.iter().filter_map(|unit| Some(self.names.parse(unit)?.0.to_owned())).collect();
-        apps.dedup();
-        Ok(apps)
+        let mut sessions: Vec<String> =
+            units.iter().filter_map(|unit| Some(self.names.parse(unit)?.0)).collect();
+        sessions.sort_unstable();
+        sessions.dedup();
+        Ok(sessions)
     }
 
-    fn position(&self, app: &str, process: &str) -> Result<Position> {
-        journal::position(&[&self.names.process(app, process)]).map(Position::Cursor)
+    fn position(&self, session: &str, process: &str) -> Result<Position> {
+        journal::position(&Source::of_session(session, process)?).map(Position::Cursor)
     }
 
-    fn lines_since(&self, app: &str, process: &str, since: &Position) -> Result<Vec<String>> {
+    fn lines_since(&self, session: &str, process: &str, since: &Position) -> Result<Vec<String>> {
         let Position::Cursor(cursor) = since else {
             bail!("the position is not one in the journal");
         };
-        journal::lines_since(&self.names.process(app, process), cursor.as_deref())
+        journal::lines_since(&Source::of_session(session, process)?, cursor.as_deref())
     }
 
     fn output(
@@ -306,12 +314,10 @@ impl Supervise for Systemd {
         until: Until,
         take: &mut Take<'_>,
     ) -> Result<()> {
-        let names: Vec<String> =
-            processes.iter().map(|process| self.names.process(app, process)).collect();
-        let units: Vec<&str> = names.iter().map(String::as_str).collect();
-        let mut tail = journal::Tail::begin(&units)?;
-        for (process, unit) in processes.iter().zip(&units) {
-            for line in tail.last_lines(unit, count)? {
+        let source = Source::of_app(app, processes);
+        let mut tail = journal::Tail::begin(&source)?;
+        for process in processes {
+            for line in tail.last_lines(&Source::of_app(app, &[process]), count)? {
                 if take(process, &line).is_break() {
                     return Ok(());
                 }
@@ -320,9 +326,6 @@ impl Supervise for Systemd {
         if until == Until::Now {
             return Ok(());
         }
-        tail.follow(&units, &mut |unit, line| {
-            let process = self.names.parse(unit).map_or(unit, |(_, process)| process);
-            take(process, line)
-        })
+        tail.follow(&source, take)
     }
 }

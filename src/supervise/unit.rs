@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use anyhow::Result;
 use sha2::{Digest as _, Sha256};
 
-use super::Program;
+use super::{Program, parts};
+use crate::layout;
 use crate::profile::Reload;
 
 /// Seconds between a process's end and its next start.
@@ -36,19 +38,25 @@ impl Names {
     }
 
     /// A dot between the two, because both may have hyphens: `a-b` and `c`, `a` and `b-c`.
-    pub(super) fn process(&self, app: &str, process: &str) -> String {
-        format!("{}-{app}.{process}.service", self.prefix)
+    /// The session's id comes after an `@`, so that a drop-in of the administrator's for
+    /// `farmctl-a.web@.service` is in force in every session (systemd.unit(5)).
+    pub(super) fn process(&self, session: &str, process: &str) -> Result<String> {
+        let (app, id) = parts(session)?;
+        Ok(format!("{}-{app}.{process}@{id}.service", self.prefix))
     }
 
-    /// The application and the process a unit is of, if it is of one.
-    pub(super) fn parse<'a>(&self, unit: &'a str) -> Option<(&'a str, &'a str)> {
+    /// The session and the process a unit is of, if it is of one.
+    pub(super) fn parse<'a>(&self, unit: &'a str) -> Option<(String, &'a str)> {
         let name = unit.strip_prefix(&self.prefix)?.strip_prefix('-')?.strip_suffix(".service")?;
-        name.split_once('.').filter(|(app, process)| !app.is_empty() && !process.is_empty())
+        let (name, id) = name.split_once('@')?;
+        let (app, process) = name.split_once('.')?;
+        let whole = !app.is_empty() && !process.is_empty() && !id.is_empty();
+        whole.then(|| (layout::session(app, id), process))
     }
 
-    /// What all units of an application match, in the way of glob(7).
-    pub(super) fn processes(&self, app: &str) -> String {
-        self.process(app, "*")
+    /// What all units of a session match, in the way of glob(7).
+    pub(super) fn processes(&self, session: &str) -> Result<String> {
+        self.process(session, "*")
     }
 
     /// What all our units match, in the way of glob(7).
@@ -287,15 +295,19 @@ mod tests {
     #[test]
     fn names_tell_applications_processes_and_roots_apart() {
         let names = Names::of(Path::new("/"));
-        assert_eq!(names.process("a-b", "c"), "farmctl-a-b.c.service");
-        assert_eq!(names.process("a", "b-c"), "farmctl-a.b-c.service");
-        assert_eq!(names.parse("farmctl-a-b.c.service"), Some(("a-b", "c")));
+        let process = |names: &Names, session: &str, process: &str| {
+            names.process(session, process).expect("it is the name of a session")
+        };
+        assert_eq!(process(&names, "fs-a-b-1", "c"), "farmctl-a-b.c@1.service");
+        assert_eq!(process(&names, "fs-a-1", "b-c"), "farmctl-a.b-c@1.service");
+        let parsed = names.parse("farmctl-a-b.c@1.service");
+        assert_eq!(parsed, Some(("fs-a-b-1".to_owned(), "c")));
         assert_eq!(names.parse("farmctl-tend.service"), None);
         assert_eq!(names.slice("a-b"), "farmctl-a\\x2db.slice");
         let other = Names::of(Path::new("/var/tmp/farm"));
-        assert_eq!(other.process("a", "b"), "farmctl_ab63bcd2-a.b.service");
-        assert_eq!(names.parse(&other.process("a", "b")), None);
-        assert_eq!(other.parse("farmctl-a.b.service"), None);
+        assert_eq!(process(&other, "fs-a-1", "b"), "farmctl_ab63bcd2-a.b@1.service");
+        assert_eq!(names.parse(&process(&other, "fs-a-1", "b")), None);
+        assert_eq!(other.parse("farmctl-a.b@1.service"), None);
         assert_eq!(other.all(), "farmctl_ab63bcd2[.-]*");
     }
 
