@@ -69,6 +69,8 @@ pub enum Verb {
     Stop(commands::stop::Args),
     Restart(commands::restart::Args),
     Reload(commands::reload::Args),
+    Upgrade(commands::upgrade::Args),
+    Rollback(commands::rollback::Args),
     Status(commands::status::Args),
     Logs(commands::logs::Args),
     Shell(commands::shell::Args),

@@ -1,9 +1,10 @@
 //! nginx: one vhost per application, its upstream a link.
 //!
-//! nginx connects to a unix socket by a path that is a link of ours, followed at every
-//! connect(2). So moving an application to another session is one rename(2), and nginx
-//! is reloaded only when a vhost comes, changes or goes.
+//! nginx connects to a unix socket, and finds static files, by a path through a link of ours
+//! that it follows each time. So moving an application to another session is one rename(2),
+//! and nginx is reloaded only when a vhost comes, changes or goes.
 
+mod access;
 mod listener;
 mod nginx;
 mod vhost;
@@ -15,12 +16,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use nix::fcntl::Flock;
 
+pub use self::access::{Counted, Traffic, forget_requests};
+pub use self::listener::connections;
 pub use self::nginx::{check, describe_take_up};
 pub use self::vhost::address;
 use crate::error::refuse;
 use crate::file;
 use crate::inside::{self, Inside};
-use crate::layout::{self, Layout, NGINX_AVAILABLE, NGINX_ENABLED};
+use crate::layout::{self, Layout, NGINX_AVAILABLE, NGINX_ENABLED, WAY_SOCKET, WAY_STATIC};
 use crate::manifest::Manifest;
 use crate::node::{Object, Transaction};
 use crate::place;
@@ -87,33 +90,56 @@ pub fn export_static(
     Ok(())
 }
 
-/// Points nginx at a session's socket and its release's static files: one rename each,
-/// in force for the next request.
+/// Makes the way from nginx to a session: its socket, and its release's static files.
 ///
 /// # Errors
 /// When a link cannot be made.
-pub fn switch(layout: &Layout, manifest: &Manifest, socket: &Path) -> Result<()> {
-    let app = &manifest.name;
+pub fn make_way(layout: &Layout, manifest: &Manifest, session: &str, socket: &Path) -> Result<()> {
+    let way = layout.way(session);
     file::make_directory(&layout.front(), 0o755)?;
-    if vhost::exported(layout, manifest).is_empty() {
-        file::remove_if_there(&layout.front_static(app))?;
-    } else {
-        file::link(&layout.static_export(app, &manifest.version), &layout.front_static(app))?;
+    file::make_directory(&layout.ways(), 0o755)?;
+    file::make_directory(&way, 0o755)?;
+    if !vhost::exported(layout, manifest).is_empty() {
+        let export = layout.static_export(&manifest.name, &manifest.version);
+        file::link(&export, &way.join(WAY_STATIC))?;
     }
-    file::link(socket, &layout.front_socket(app))
+    file::link(socket, &way.join(WAY_SOCKET))
 }
 
-/// Whether nginx runs with the application's vhost and answers on its addresses.
+/// Leads requests to a session whose way is made: one rename(2), in force for the next
+/// request.
+///
+/// # Errors
+/// When the link cannot be made.
+pub fn switch(layout: &Layout, app: &str, session: &str) -> Result<()> {
+    file::link(&layout.way(session), &layout.front_link(app))
+}
+
+/// Removes the way to a session. Nothing there is fine.
+///
+/// # Errors
+/// When it cannot be removed.
+pub fn remove_way(layout: &Layout, session: &str) -> Result<()> {
+    crate::storage::remove_tree(&layout.way(session))
+}
+
+/// Whether requests are led to the session.
+fn leads_to(layout: &Layout, app: &str, session: &str) -> bool {
+    fs::read_link(layout.front_link(app)).is_ok_and(|way| way == layout.way(session))
+        && fs::symlink_metadata(layout.way(session).join(WAY_SOCKET)).is_ok()
+}
+
+/// Whether nginx runs with the application's vhost, answers on its addresses, and leads
+/// requests to the session.
 ///
 /// # Errors
 /// When that cannot be found out.
-pub fn is_published(layout: &Layout, manifest: &Manifest) -> Result<bool> {
+pub fn is_published(layout: &Layout, manifest: &Manifest, session: &str) -> Result<bool> {
     let Some(front) = &manifest.profile.front else {
         return Ok(true);
     };
     let text = vhost::render(layout, manifest, front)?;
-    let linked = fs::symlink_metadata(layout.front_socket(&manifest.name)).is_ok();
-    Ok(linked
+    Ok(leads_to(layout, &manifest.name, session)
         && is_enabled(&manifest.name, &text)?
         && nginx::master()?.is_some()
         && listener::accepts(front))
@@ -202,8 +228,7 @@ pub fn withdraw(layout: &Layout, app: &str) -> Result<()> {
             check()?;
             nginx::reload()?;
         }
-        file::remove_if_there(&layout.front_socket(app))?;
-        file::remove_if_there(&layout.front_static(app))
+        file::remove_if_there(&layout.front_link(app))
     };
     withdraw().with_context(|| format!("withdrawing the vhost {}", layout::vhost(app)))
 }

@@ -226,16 +226,34 @@ impl Layout {
         self.runtime().join("front")
     }
 
-    /// The link nginx connects through: to the current session's socket.
+    /// The link nginx goes through, to the way to the session that serves.
     #[must_use]
-    pub fn front_socket(&self, app: &str) -> PathBuf {
-        self.front().join(format!("{app}.sock"))
+    pub fn front_link(&self, app: &str) -> PathBuf {
+        self.front().join(app)
     }
 
-    /// The link nginx serves static files through: to the current release's export.
+    /// Directory of the ways to all sessions. No application has such a name.
+    #[must_use]
+    pub fn ways(&self) -> PathBuf {
+        self.front().join(".sessions")
+    }
+
+    /// The way to a session: what [`Layout::front_link`] leads to while it serves.
+    #[must_use]
+    pub fn way(&self, session: &str) -> PathBuf {
+        self.ways().join(session)
+    }
+
+    /// Where nginx connects to: the socket of the session that serves.
+    #[must_use]
+    pub fn front_socket(&self, app: &str) -> PathBuf {
+        self.front_link(app).join(WAY_SOCKET)
+    }
+
+    /// Where nginx finds static files: the export of the release that serves.
     #[must_use]
     pub fn front_static(&self, app: &str) -> PathBuf {
-        self.front().join(format!("{app}.static"))
+        self.front_link(app).join(WAY_STATIC)
     }
 
     /// Control socket of farmctl's supervisord.
@@ -269,6 +287,10 @@ impl Layout {
     }
 }
 
+/// Names in the way to a session: its socket, and its release's static files.
+pub const WAY_SOCKET: &str = "socket";
+/// See [`WAY_SOCKET`].
+pub const WAY_STATIC: &str = "static";
 /// Where an application's sockets appear inside its session: short, and the same on every node.
 pub const SOCKETS_INSIDE: &str = "/run/farmctl/sockets";
 /// Runtime directory of the start script inside a session.
@@ -292,6 +314,8 @@ pub const SCHROOT_SESSIONS: &str = "/var/lib/schroot/session";
 pub const SCHROOT_MOUNTS: &str = "/run/schroot/mount";
 /// Where schroot keeps the writable layers of overlay sessions.
 pub const SCHROOT_UNION: &str = "/var/lib/schroot/union";
+/// nginx's logs, which Debian has logrotate(8) rotate.
+pub const NGINX_LOGS: &str = "/var/log/nginx";
 /// nginx's vhosts.
 pub const NGINX_AVAILABLE: &str = "/etc/nginx/sites-available";
 /// nginx's enabled vhosts.
@@ -343,6 +367,12 @@ pub fn parse_session(name: &str) -> Option<(&str, &str)> {
 #[must_use]
 pub fn account(app: &str) -> String {
     format!("farmctl-{app}")
+}
+
+/// File name of the log of an application's requests.
+#[must_use]
+pub fn access_log(app: &str) -> String {
+    format!("farmctl-{app}.access.log")
 }
 
 /// File name of an nginx vhost.

@@ -53,6 +53,8 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Stop(args) => commands::stop::run(args, context),
         Verb::Restart(args) => commands::restart::run(args, context),
         Verb::Reload(args) => commands::reload::run(args, context),
+        Verb::Upgrade(args) => commands::upgrade::run(args, context),
+        Verb::Rollback(args) => commands::rollback::run(args, context),
         Verb::Status(args) => commands::status::run(args, context),
         Verb::Logs(args) => commands::logs::run(args, context),
         Verb::Shell(args) => commands::shell::run(args, context),

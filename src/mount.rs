@@ -21,6 +21,21 @@ pub fn private_namespace() -> Result<()> {
         .context("making mounts our own")
 }
 
+/// Calls `body` in a [`private_namespace`] that ends with it, for a verb that has more to do
+/// outside of it.
+///
+/// # Errors
+/// As [`private_namespace`], and those of `body`.
+pub fn in_private_namespace<T: Send>(body: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            private_namespace()?;
+            body()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// A mount that ends with the guard.
 #[derive(Debug)]
 #[must_use = "the mount ends when this is dropped"]

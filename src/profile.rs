@@ -409,6 +409,10 @@ pub enum When {
     Bake,
     /// As the application's user in the session, before its processes start.
     Start,
+    /// The same, but only in the session that an upgrade begins, while the release before
+    /// still serves: what brings data into the form the new release needs. A rollback does
+    /// not undo it.
+    Upgrade,
 }
 
 /// `[[data]]`: a directory on the node, bind-mounted into every session.

@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::error::Mark as _;
 use crate::front::{self, Published};
-use crate::layout::START_SCRIPT;
+use crate::layout::{self, START_SCRIPT};
 use crate::manifest::Manifest;
-use crate::node::Node;
+use crate::node::{self, Node, Object, Transaction};
 use crate::probe;
 use crate::process;
 use crate::profile::{Job, Process, Reload, Signal, When};
@@ -25,9 +25,9 @@ const SETTLING: Duration = Duration::from_secs(1);
 /// How many of a process's last lines an error shows.
 const LAST_LINES: usize = 12;
 
-/// Jobs that run before the processes start.
-pub fn start_jobs(manifest: &Manifest) -> impl Iterator<Item = &Job> {
-    manifest.profile.jobs.iter().filter(|job| job.when == When::Start)
+/// Jobs of these moments, in the profile's order.
+pub fn jobs<'a>(manifest: &'a Manifest, moments: &'a [When]) -> impl Iterator<Item = &'a Job> {
+    manifest.profile.jobs.iter().filter(move |job| moments.contains(&job.when))
 }
 
 /// The call that runs a job in a session.
@@ -57,6 +57,36 @@ pub fn run_job(job: &Job, session: &Session, mount: &Path) -> Result<()> {
         }
     }
     job_call(job, &session.name).run().hint_with(|| format!("its command is: {}", job.command))
+}
+
+/// Begins a session of a release and starts everything in it, each thing written down in
+/// the transaction before it is made. Nothing leads to it yet.
+///
+/// # Errors
+/// When a job fails or a process does not get ready: with its last lines.
+pub fn raise(
+    app: &App,
+    manifest: &Manifest,
+    moments: &[When],
+    node: &Node,
+    supervisor: &dyn Supervise,
+    transaction: &mut Transaction,
+    say: &dyn Fn(&str),
+) -> Result<Session> {
+    let name = layout::session(&app.name, transaction.id());
+    say(&format!("beginning session {name}"));
+    let mount = session::open(node, app, manifest, &name, transaction)?;
+    let session = Session { name, version: manifest.version.clone(), begun: node::now() };
+    for job in jobs(manifest, moments) {
+        say(&format!("running the job {}", job.name));
+        run_job(job, &session, &mount)?;
+    }
+    transaction.intend(Object::Programs { session: session.name.clone() })?;
+    for process in &manifest.profile.processes {
+        say(&format!("starting the process {}", process.name));
+    }
+    start_processes(app, &session, manifest, &mount, node, supervisor)?;
+    Ok(session)
 }
 
 /// Starts all processes and waits until they serve.
@@ -142,13 +172,27 @@ pub fn wait_until_ready(
         None if process.ready.is_none() && !failed(&state()?) => return Ok(()),
         None => format!("it is not ready after {} s: {last_answer}", within.as_secs()),
     };
-    let mut lines = supervisor.lines_since(&session.name, &process.name, before)?;
-    lines.drain(..lines.len().saturating_sub(LAST_LINES));
-    let last: String = lines.iter().map(|line| format!("\n  | {line}")).collect();
-    let failure: Result<()> = Err(anyhow::anyhow!("{reason}{last}"));
-    failure
+    failure(session, &process.name, before, &reason, supervisor)
         .with_context(|| format!("process {}", process.name))
         .hint(format!("farmctl logs {} shows all of its output", app.name))
+}
+
+/// The error of a process that does not do what it should, with the last lines it has
+/// printed since `before`.
+///
+/// # Errors
+/// Always.
+pub fn failure(
+    session: &Session,
+    process: &str,
+    before: &Position,
+    reason: &str,
+    supervisor: &dyn Supervise,
+) -> Result<()> {
+    let mut lines = supervisor.lines_since(&session.name, process, before)?;
+    lines.drain(..lines.len().saturating_sub(LAST_LINES));
+    let last: String = lines.iter().map(|line| format!("\n  | {line}")).collect();
+    bail!("{reason}{last}")
 }
 
 /// Publishes the vhost and points it at the session.
@@ -164,9 +208,11 @@ pub fn publish_front(
     let Some(process) = manifest.profile.front_process() else {
         bail!("the profile has a front but no process");
     };
-    let socket = node.layout().socket(&app.name, &session.name, &process.name);
-    front::switch(node.layout(), manifest, &socket)?;
-    front::publish(node.layout(), manifest)
+    let layout = node.layout();
+    let socket = layout.socket(&app.name, &session.name, &process.name);
+    front::make_way(layout, manifest, &session.name, &socket)?;
+    front::switch(layout, &app.name, &session.name)?;
+    front::publish(layout, manifest)
 }
 
 /// What is not as state says it should be.
@@ -189,7 +235,9 @@ pub fn troubles(
             troubles.push(format!("process {} is not running", process.name));
         }
     }
-    if manifest.profile.front.is_some() && !front::is_published(node.layout(), manifest)? {
+    if manifest.profile.front.is_some()
+        && !front::is_published(node.layout(), manifest, &session.name)?
+    {
         troubles.push("the vhost is not published".to_owned());
     }
     Ok(troubles)
@@ -229,7 +277,9 @@ pub fn restore(
         started = start_processes(app, session, manifest, &mount, node, supervisor);
     }
     // Also when a process does not start: it need not be the one requests go to.
-    if manifest.profile.front.is_some() && !front::is_published(node.layout(), manifest)? {
+    if manifest.profile.front.is_some()
+        && !front::is_published(node.layout(), manifest, &session.name)?
+    {
         say("publishing the vhost");
         repaired = true;
         let published = publish_front(app, session, manifest, node);

@@ -144,6 +144,7 @@ fn ways(profile: &Profile) -> String {
         let when = match job.when {
             When::Bake => "bake",
             When::Start => "start",
+            When::Upgrade => "upgrade",
         };
         let creates = job.creates.as_deref().unwrap_or(Path::new("")).display().to_string();
         (job.name.as_str(), format!("\t\twhen={when} creates={}", quote(&creates)))

@@ -33,7 +33,10 @@ pub fn remove(object: &Object, node: &Node) -> Result<()> {
         }
         Object::Seal { storage, name } => seal(storage, name, node),
         Object::Chroot { name } => schroot::unregister(name),
-        Object::Session { storage, name } => session::end(storage, name, &node.site()),
+        Object::Session { storage, name } => {
+            front::remove_way(layout, name)?;
+            session::end(storage, name, &node.site())
+        }
         Object::Sockets { app } => session::remove_sockets(layout, app),
         Object::Programs { session } => supervise::detect(layout).stop(session),
         Object::Front { app } => front::withdraw(layout, app),

@@ -23,6 +23,7 @@ pub mod bootstrap;
 pub mod diff;
 pub mod doctor;
 pub mod gc;
+mod incoming;
 pub mod install;
 pub mod key;
 pub mod list;
@@ -31,6 +32,7 @@ pub mod logs;
 pub mod reload;
 pub mod remove;
 pub mod restart;
+pub mod rollback;
 pub mod sbom;
 pub mod shell;
 pub mod show;
@@ -40,6 +42,7 @@ pub mod status;
 pub mod stop;
 pub mod storage;
 pub mod tend;
+pub mod upgrade;
 pub mod verify;
 
 /// How long `tend` may take to bring an application back.

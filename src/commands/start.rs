@@ -7,13 +7,13 @@ use crate::error::{Exit, refuse};
 use crate::front;
 use crate::layout;
 use crate::manifest::Manifest;
-use crate::node::{self, Node, Object, Transaction};
+use crate::node::{Node, Object, Transaction};
 use crate::plan::Plan;
+use crate::profile::When;
 use crate::release::{App, Session};
 use crate::run;
 use crate::schroot;
 use crate::serve;
-use crate::session;
 use crate::supervise::{self, Supervise};
 use crate::undo;
 
@@ -107,7 +107,7 @@ fn plan(app: &App, manifest: &Manifest, node: &Node) -> Result<Plan> {
     let mut plan = Plan::new(format!("start {} {}", app.name, manifest.version));
     let session = layout::session(&app.name, "…");
     plan.commands("begin a session", vec![schroot::beginning(&session, &chroot).display()]);
-    for job in serve::start_jobs(manifest) {
+    for job in serve::jobs(manifest, &[When::Start]) {
         let call = serve::job_call(job, &session);
         plan.commands(format!("run the job {}", job.name), vec![call.display()]);
     }
@@ -136,19 +136,8 @@ fn start(
     transaction: &mut Transaction,
 ) -> Result<()> {
     let ui = &context.ui;
-    let name = layout::session(&app.name, transaction.id());
-    ui.step(format!("beginning session {name}"));
-    let mount = session::open(node, app, manifest, &name, transaction)?;
-    let session = Session { name, version: manifest.version.clone(), begun: node::now() };
-    for job in serve::start_jobs(manifest) {
-        ui.step(format!("running the job {}", job.name));
-        serve::run_job(job, &session, &mount)?;
-    }
-    transaction.intend(Object::Programs { session: session.name.clone() })?;
-    for process in &manifest.profile.processes {
-        ui.step(format!("starting the process {}", process.name));
-    }
-    serve::start_processes(app, &session, manifest, &mount, node, supervisor)?;
+    let say = |text: &str| ui.step(text);
+    let session = serve::raise(app, manifest, &[When::Start], node, supervisor, transaction, &say)?;
     if manifest.profile.front.is_some() {
         ui.step("publishing the vhost");
         transaction.intend(Object::Front { app: app.name.clone() })?;

@@ -145,7 +145,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         .and_then(|manifest| manifest.profile.front.as_ref().map(|front| (manifest, front)))
     {
         Some((manifest, front)) => {
-            let published = app.session.is_some() && front::is_published(node.layout(), manifest)?;
+            let published = match &app.session {
+                Some(session) => front::is_published(node.layout(), manifest, &session.name)?,
+                None => false,
+            };
             sound &= published || app.session.is_none();
             Some(FrontStatus { address: front::address(front), published })
         }

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::Context;
 use crate::error::{self, Exit};
+use crate::manifest::Manifest;
 use crate::node::{self, Node};
 use crate::release::{App, Session};
 use crate::run;
@@ -13,13 +14,18 @@ use crate::schroot;
 use crate::serve;
 use crate::session;
 use crate::storage::{self, Growth, Usage};
-use crate::supervise;
+use crate::supervise::{self, Supervise};
+use crate::switch;
 use crate::ui;
 
 /// How long before storage is full its filling up is worth a warning, in seconds: a day.
 const WARNED: i64 = 86_400;
 /// How full a thin pool's metadata is when it is worth a warning, in percent: as its data.
 const METADATA_WARNED: f64 = 80.0;
+
+/// How long the last requests to a session that stood by are waited for, when the farmctl
+/// that would have is gone.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Bring back every application that should run and does not
 #[derive(Debug, clap::Args)]
@@ -96,6 +102,24 @@ fn shortages(usage: &Usage) -> Vec<String> {
     found
 }
 
+/// Has the application run as state says, and finishes what a farmctl that was killed in
+/// the middle of a switch left.
+fn bring_back(
+    app: App,
+    session: &Session,
+    manifest: &Manifest,
+    node: &Node,
+    supervisor: &dyn Supervise,
+    say: &dyn Fn(&str),
+) -> Result<()> {
+    if app.standby.is_empty() {
+        return serve::restore(&app, session, manifest, node, supervisor, say).map(drop);
+    }
+    let known = app.clone();
+    let manifest_of = |version: &str| super::manifest_of(node, &known, version);
+    switch::settle(app, &manifest_of, node, supervisor, DRAIN, say).map(drop)
+}
+
 fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
     let supervisor = supervise::detect(node.layout());
     if !args.dry_run {
@@ -122,8 +146,9 @@ fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
         let say = |text: &str| context.ui.step(format!("{}: {text}", app.name));
         // One that is short of room is to run all the same.
         let watched = watch(&app, &session, node, context);
-        let restored = serve::restore(&app, &session, &manifest, node, supervisor.as_ref(), &say);
-        for error in [watched, restored.map(drop)].into_iter().filter_map(Result::err) {
+        let restored =
+            bring_back(app.clone(), &session, &manifest, node, supervisor.as_ref(), &say);
+        for error in [watched, restored].into_iter().filter_map(Result::err) {
             run::check_interrupted()?;
             context.ui.error(&error::render(&error.context(format!("tending {}", app.name))));
             exit = Exit::Failed;

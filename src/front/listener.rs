@@ -44,6 +44,28 @@ pub(super) fn wait_for(front: &Front) -> Result<()> {
     )
 }
 
+/// Connections to a session's process that are open or wait to be accepted.
+///
+/// # Errors
+/// When the kernel's table of sockets cannot be read.
+pub fn connections(session: &str, process: &str) -> Result<usize> {
+    let table = fs::read_to_string("/proc/net/unix").context("reading /proc/net/unix")?;
+    Ok(count_connections(&table, &format!("/{session}.{process}.sock")))
+}
+
+/// Sockets of `/proc/net/unix` (proc(5)) that have the path of a listening one and do not
+/// listen themselves: `__SO_ACCEPTCON` is 1 << 16 of the fourth field. One that has not been
+/// accepted yet is among them, with the inode 0.
+fn count_connections(table: &str, path: &str) -> usize {
+    let connected = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let flags = fields.get(3).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+        fields.get(7).is_some_and(|name| name.ends_with(path))
+            && flags.is_some_and(|flags| flags & (1 << 16) == 0)
+    };
+    table.lines().skip(1).filter(connected).count()
+}
+
 /// Refuses addresses that a program other than nginx listens on: nginx would only
 /// complain in its log and keep its old configuration. And those that another
 /// application of ours has with the same names.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::error::refuse;
-use crate::layout::Layout;
+use crate::layout::{self, Layout, NGINX_LOGS};
 use crate::manifest::Manifest;
 use crate::profile::{Front, StaticFiles};
 use crate::template::key;
@@ -89,6 +89,7 @@ pub fn render(layout: &Layout, manifest: &Manifest, front: &Front) -> Result<Str
         let _ = writeln!(text, "    listen {listen}{default};");
     }
     let _ = writeln!(text, "    server_name {names};");
+    let _ = writeln!(text, "    access_log {NGINX_LOGS}/{};", layout::access_log(app));
     let _ = writeln!(text, "    client_max_body_size {}m;", front.max_body_mib);
     // nginx ends a client's connection after 1000 requests by default. Under load that
     // races with the client's next request: `wrk -c32` counts some 4 read errors in
@@ -223,12 +224,13 @@ mod tests {
         server {
             listen 127.0.0.1:8080 default_server;
             server_name _;
+            access_log /var/log/nginx/farmctl-shop.access.log;
             client_max_body_size 16m;
             keepalive_requests 1000000;
 
             location / {
                 # A link, followed at every connect(2): no keep-alive to the upstream.
-                proxy_pass http://unix:/run/farmctl/front/shop.sock;
+                proxy_pass http://unix:/run/farmctl/front/shop/socket;
                 proxy_http_version 1.1;
                 proxy_redirect off;
                 proxy_set_header Host $http_host;
@@ -263,12 +265,13 @@ mod tests {
                 listen 80;
                 listen [::]:80;
                 server_name shop.example www.shop.example;
+                access_log /var/log/nginx/farmctl-shop.access.log;
                 client_max_body_size 64m;
                 keepalive_requests 1000000;
 
                 location / {
                     # A link, followed at every connect(2): no keep-alive to the upstream.
-                    proxy_pass http://unix:/run/farmctl/front/shop.sock;
+                    proxy_pass http://unix:/run/farmctl/front/shop/socket;
                     proxy_http_version 1.1;
                     proxy_redirect off;
                     proxy_set_header Host $http_host;
@@ -281,7 +284,7 @@ mod tests {
                 }
 
                 location ^~ /static/ {
-                    alias /run/farmctl/front/shop.static/0/;
+                    alias /run/farmctl/front/shop/static/0/;
                     # Another release's file may have the same time and size.
                     etag off;
                     if_modified_since off;

@@ -1,0 +1,278 @@
+//! A node tarball that is to become a release: what the verbs that install one have in
+//! common.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::Context;
+use crate::account;
+use crate::debian;
+use crate::error::{self, Mark as _, refuse};
+use crate::file;
+use crate::front;
+use crate::layout;
+use crate::manifest::Manifest;
+use crate::node::{self, Node, Object, Transaction};
+use crate::plan::Plan;
+use crate::release::{App, Release};
+use crate::run;
+use crate::schroot;
+use crate::secret;
+use crate::session;
+use crate::settings::Settings;
+use crate::size::Size;
+use crate::storage::{self, Access, Choice, Copies, Storage};
+use crate::tarball::Archive;
+use crate::trust;
+use crate::ui;
+use crate::undo;
+
+/// Room an install wants beyond the files themselves, in bytes: directories, the state,
+/// and sessions that write a little.
+const SPARE: u64 = 64 << 20;
+/// Room a volume of its own has beyond that, in bytes: the file system's log and tables.
+const VOLUME_SPARE: u64 = 256 << 20;
+
+/// How the verbs that install a tarball may be told to.
+#[derive(Debug, clap::Args)]
+pub(super) struct Options {
+    /// Storage backend for the release's volume: auto, lvm-thin, lvm, btrfs, directory
+    #[arg(long, value_name = "BACKEND", value_parser = super::parse_backend)]
+    storage: Option<String>,
+    /// Go back to a release with a lower serial than this node has had
+    #[arg(long)]
+    allow_downgrade: bool,
+    /// Install a release whose time is over
+    #[arg(long)]
+    allow_expired: bool,
+}
+
+/// A node tarball that fits this node.
+pub(super) struct Incoming {
+    archive: Archive,
+    known: Option<App>,
+    storage: Box<dyn Storage>,
+    why: String,
+    size: Size,
+}
+
+/// What a tarball the user named is to this node.
+pub(super) enum Arrival {
+    /// It has been installed before.
+    Known,
+    /// It can be.
+    New(Box<Incoming>),
+}
+
+/// Opens a tarball the user named, if it is signed as the node wants it.
+pub(super) fn open(file: &Path, node: &Node) -> Result<Archive> {
+    let mut tools = schroot::TOOLS.to_vec();
+    tools.extend(account::TOOLS);
+    run::require(&tools)?;
+    let archive = super::open_trusted(file, node.layout())?;
+    super::check_name(&archive.manifest().name)?;
+    Ok(archive)
+}
+
+/// Looks whether a tarball can be installed, or is already.
+///
+/// # Errors
+/// When another one of its name and version is, or it does not fit this node.
+pub(super) fn arrive(archive: Archive, options: &Options, node: &Node) -> Result<Arrival> {
+    let manifest = archive.manifest().clone();
+    let known = node.app(&manifest.name)?;
+    if let Some(release) = known.as_ref().and_then(|app| app.release(&manifest.version)) {
+        if release.identity == archive.identity() {
+            return Ok(Arrival::Known);
+        }
+        return refuse(
+            format_args!(
+                "{} {} is installed already, with other contents",
+                manifest.name, manifest.version
+            ),
+            format!(
+                "bake it as another version (--set-version), or farmctl remove {} --release {}",
+                manifest.name, manifest.version
+            ),
+        );
+    }
+    trust::check_expiry(&manifest, node::now(), options.allow_expired)?;
+    trust::check_serial(node.layout(), &manifest, archive.identity(), options.allow_downgrade)?;
+    let Choice { storage, why } = storage::choose(options.storage.as_deref(), &node.site())?;
+    run::require(&storage.tools())?;
+    storage.check()?;
+    check_fit(&manifest, storage.as_ref())?;
+    let size = size(&manifest, node.settings());
+    schroot::check_free(&layout::release_chroot(&manifest.name, &manifest.version), node.id())?;
+    Ok(Arrival::New(Box::new(Incoming { archive, known, storage, why, size })))
+}
+
+impl Incoming {
+    /// What its tarball says of it.
+    pub(super) fn manifest(&self) -> &Manifest {
+        self.archive.manifest()
+    }
+
+    /// The steps of [`Incoming::install`].
+    pub(super) fn plan(&self, node: &Node) -> Result<Plan> {
+        let Self { archive, storage, why, size, .. } = self;
+        let manifest = archive.manifest();
+        let (name, version) = (&manifest.name, &manifest.version);
+        let volume = layout::release_volume(name, version);
+        let mut plan =
+            Plan::new(format!("install {name} {version} (sha256 {})", archive.identity()));
+        let taken: Vec<u32> = node.apps()?.into_iter().map(|app| app.uid).collect();
+        let commands = account::describe_ensure(name, node::FIRST_UID, &taken)?;
+        if !commands.is_empty() {
+            plan.commands(format!("make the account {}", layout::account(name)), commands);
+        }
+        plan.commands(
+            format!("make volume {volume}: {}, {why}", storage.name()),
+            storage.describe_create(&volume, *size)?,
+        );
+        plan.step(format!(
+            "unpack and verify {} in {} segments",
+            ui::size(manifest.payload.content),
+            manifest.segments.len()
+        ));
+        for data in &manifest.profile.data {
+            plan.step(format!(
+                "make {} unless it is there",
+                node.layout().app_data(name).join(&data.name).display()
+            ));
+        }
+        plan.step(format!("register {} with schroot", layout::release_chroot(name, version)));
+        Ok(plan)
+    }
+
+    /// Installs it, or leaves nothing of it. The caller has a mount namespace of its own.
+    pub(super) fn install(&mut self, node: &Node, context: &Context) -> Result<()> {
+        let (name, version) = (self.manifest().name.clone(), self.manifest().version.clone());
+        undo::attempt(node, "install", &name, |transaction| self.unpack(node, context, transaction))
+            .with_context(|| format!("installing {name} {version}"))
+    }
+
+    fn unpack(
+        &mut self,
+        node: &Node,
+        context: &Context,
+        transaction: &mut Transaction,
+    ) -> Result<()> {
+        let Self { archive, known, storage, size, .. } = self;
+        let known = known.take();
+        let ui = &context.ui;
+        let manifest = archive.manifest().clone();
+        let (name, version) = (&manifest.name, &manifest.version);
+        let app = match known {
+            Some(app) => app,
+            None => App::new(name, make_account(name, node, transaction)?),
+        };
+        let volume = layout::release_volume(name, version);
+        transaction
+            .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
+        storage.create(&volume, *size, &transaction.mark())?;
+        let tree = storage.open(&volume, Access::ReadWrite)?;
+        ui.step(format!("unpacking {}", ui::size(manifest.payload.content)));
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let meter = ui.meter("unpacking");
+        let unpacked = archive.extract(tree.path(), threads, &|done, all| {
+            meter.set(done, all);
+            run::check_interrupted()
+        });
+        drop(meter);
+        unpacked.hint(super::DAMAGED)?;
+        front::export_static(&manifest, tree.path(), node.layout(), transaction)?;
+        tree.close()?;
+        storage.seal(&volume, Access::ReadOnly)?;
+        keep_manifest(archive, node, transaction)?;
+        let chroot = layout::release_chroot(name, version);
+        transaction.intend(Object::Chroot { name: chroot.clone() })?;
+        schroot::register(&schroot::Definition {
+            name: chroot,
+            description: format!("farmctl release {name} {version}"),
+            stanza: storage
+                .stanza(&volume, Copies::of(&manifest.profile.storage, node.settings()))?,
+            fstab: schroot::release_fstab(&session::binds(node.layout(), &manifest)),
+            grants: manifest.profile.schroot.clone(),
+            source_clone: false,
+            node: transaction.mark().node,
+            transaction: transaction.id().to_owned(),
+        })?;
+        let release = Release {
+            version: version.clone(),
+            identity: archive.identity().to_owned(),
+            storage: storage.name().to_owned(),
+            volume,
+            installed: node::now(),
+        };
+        // Last, because data is never removed again: not even by a failed install.
+        session::make_data_directories(node.layout(), &app, &manifest)?;
+        secret::generate(node.layout(), &manifest)?;
+        trust::accept(node.layout(), &manifest, archive.identity())?;
+        node.save_app(&app.installed(release))
+    }
+}
+
+fn check_fit(manifest: &Manifest, storage: &dyn Storage) -> Result<()> {
+    let architecture = debian::architecture()?;
+    if manifest.architecture != architecture {
+        return refuse(
+            format_args!(
+                "the tarball is for {}, this machine is {architecture}",
+                manifest.architecture
+            ),
+            "bake it on a machine of this architecture",
+        );
+    }
+    let free = storage.usage()?.free;
+    let wanted = manifest.payload.content + manifest.payload.content / 10 + SPARE;
+    if free < wanted {
+        return refuse(
+            format_args!(
+                "{} {} needs {}, {} are free",
+                manifest.name,
+                manifest.version,
+                ui::size(wanted),
+                ui::size(free)
+            ),
+            error::NO_SPACE,
+        );
+    }
+    Ok(())
+}
+
+/// Size of the release's volume, where volumes have one: what the profile or the node's
+/// settings say, and at least what it holds with room for the file system itself.
+fn size(manifest: &Manifest, settings: &Settings) -> Size {
+    let asked = manifest.profile.storage.volume_size.unwrap_or(settings.volume_size);
+    let content = manifest.payload.content;
+    asked.max(Size::of_bytes(content + content / 4 + VOLUME_SPARE).whole_mib())
+}
+
+/// Gives the application an account, the same one as ever if it has data here.
+fn make_account(name: &str, node: &Node, transaction: &mut Transaction) -> Result<u32> {
+    if let Some(uid) = account::find(name)? {
+        return Ok(uid);
+    }
+    transaction.intend(Object::Account { app: name.to_owned() })?;
+    let taken: Vec<u32> = node.apps()?.into_iter().map(|app| app.uid).collect();
+    account::ensure(name, node::FIRST_UID, &taken)
+}
+
+/// Keeps manifest and file index beside the volume, for `verify` and the start.
+fn keep_manifest(archive: &Archive, node: &Node, transaction: &mut Transaction) -> Result<()> {
+    let manifest = archive.manifest();
+    let directory = node.layout().release(&manifest.name, &manifest.version);
+    transaction.intend(Object::Path { path: directory.clone() })?;
+    // What an interrupted removal left of an earlier release of this version.
+    storage::remove_tree(&directory)?;
+    file::make_directory(&directory, 0o755)?;
+    let files = serde_json::to_vec(archive.files()).context("writing the file index")?;
+    file::publish(&directory.join("files.json"), &files, 0o644)?;
+    if let Some(signature) = archive.signature() {
+        file::publish(&directory.join("manifest.json.minisig"), signature.as_bytes(), 0o644)?;
+    }
+    file::publish(&directory.join("manifest.json"), archive.manifest_bytes(), 0o644)?;
+    file::sync_directory(&directory)
+}

@@ -1,0 +1,141 @@
+//! `farmctl upgrade`: another release serves, without losing a request.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::Context;
+use super::incoming::{self, Arrival, Options};
+use crate::error::{Exit, refuse};
+use crate::mount;
+use crate::node::Node;
+use crate::plan::Plan;
+use crate::profile::{Seconds, When};
+use crate::release::App;
+use crate::supervise;
+use crate::switch::{self, Course};
+
+/// Switch a running application to another release without losing a request
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  farmctl upgrade shop shop_1.4.3_amd64.tar.xz\n  farmctl upgrade shop 1.4.3 --watch 1m\n\nThe new release is installed, begun in a session of its own and asked whether it serves,\nall beside the one that runs. Then requests are led to it by one rename(2). If a process\nof it ends while it is watched, or more requests fail than before, they are led back. If\nanything fails the release before serves on."
+)]
+pub struct Args {
+    /// The application
+    name: String,
+    /// The new release's node tarball, or the version of one that is installed
+    release: String,
+    /// How long the new release is watched: 30s, 5m
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    watch: Seconds,
+    /// How long the last requests to the old release are waited for
+    #[arg(long, value_name = "TIME", default_value = "1m")]
+    drain: Seconds,
+    #[command(flatten)]
+    options: Options,
+    /// Show what would be done and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// Carries the verb out.
+///
+/// # Errors
+/// When the new release cannot be installed, does not get ready, or does not prove itself:
+/// the one before serves then.
+pub fn run(args: &Args, context: &Context) -> Result<Exit> {
+    super::check_name(&args.name)?;
+    let node = context.node()?;
+    let mut app = node.installed(&args.name)?;
+    let _lock = if args.dry_run { None } else { Some(super::lock(&node, &args.name, "upgrade")?) };
+    let version = install(args, &node, context)?;
+    app = if args.dry_run { app } else { node.installed(&args.name)? };
+    let Some(session) = app.session.clone() else {
+        let hint = format!("farmctl start {}", args.name);
+        if args.dry_run {
+            return refuse(format_args!("{} is not started", args.name), hint);
+        }
+        node.save_app(&app.made_current(&version))?;
+        context.ui.done(format!("{} {version} is next: {hint}", args.name));
+        return Ok(Exit::Done);
+    };
+    if args.dry_run {
+        context.show_plan(&plan(args, &session.version, &version));
+        return Ok(Exit::Done);
+    }
+    let supervisor = supervise::detect(node.layout());
+    let say = |text: &str| context.ui.step(text);
+    let manifest_of = |version: &str| super::manifest_of(&node, &app, version);
+    let settled = switch::settle(
+        app.clone(),
+        &manifest_of,
+        &node,
+        supervisor.as_ref(),
+        args.drain.duration(),
+        &say,
+    )?;
+    let serving = settled.session.clone().map(|session| session.version).unwrap_or_default();
+    let what = format!("{} from {serving} to {version}", args.name);
+    if serving == version {
+        context.ui.already(format!("{} {version} serves already", args.name));
+        return Ok(Exit::Done);
+    }
+    let course = Course {
+        node: &node,
+        supervisor: supervisor.as_ref(),
+        moments: &[When::Upgrade, When::Start],
+        watch: args.watch.duration(),
+        drain: args.drain.duration(),
+    };
+    let (new, old) = (manifest_of(&version)?, manifest_of(&serving)?);
+    switch::to_release(&settled, &new, &old, &course, "upgrade", &say)
+        .with_context(|| format!("upgrading {what}"))?;
+    context.ui.done(format!("upgraded {what}"));
+    Ok(Exit::Done)
+}
+
+/// Installs the release if it is a tarball that is not installed yet; answers its version.
+fn install(args: &Args, node: &Node, context: &Context) -> Result<String> {
+    let app = node.installed(&args.name)?;
+    if app.release(&args.release).is_some() {
+        return Ok(args.release.clone());
+    }
+    let file = Path::new(&args.release);
+    if !file.exists() {
+        return refuse(
+            format_args!("{} is neither a release of {} nor a file", args.release, args.name),
+            format!("{}; or name a node tarball", releases(&app)),
+        );
+    }
+    // What unpacks it alone is to see its volume mounted: the session is for the host.
+    mount::in_private_namespace(|| {
+        let archive = incoming::open(file, node)?;
+        let (name, version) = (archive.manifest().name.clone(), archive.manifest().version.clone());
+        if name != args.name {
+            return refuse(
+                format_args!("{} is a release of {name}, not of {}", args.release, args.name),
+                format!("farmctl upgrade {name} {}", args.release),
+            );
+        }
+        match incoming::arrive(archive, &args.options, node)? {
+            Arrival::New(incoming) if args.dry_run => context.show_plan(&incoming.plan(node)?),
+            Arrival::New(mut incoming) => incoming.install(node, context)?,
+            Arrival::Known => {}
+        }
+        Ok(version)
+    })
+}
+
+fn releases(app: &App) -> String {
+    let versions: Vec<&str> = app.releases.iter().map(|release| release.version.as_str()).collect();
+    format!("installed are: {}", versions.join(", "))
+}
+
+fn plan(args: &Args, before: &str, version: &str) -> Plan {
+    let mut plan = Plan::new(format!("upgrade {} from {before} to {version}", args.name));
+    plan.step("begin a session of it and start its processes, beside those that serve")
+        .step("lead requests to it: one rename(2)")
+        .step(format!("watch it for {}, and lead requests back if it fails", args.watch))
+        .step(format!("end the session of {before} when its last request is done"));
+    plan
+}
