@@ -115,15 +115,14 @@ impl Tiny {
         let said = String::from_utf8_lossy(&said).into_owned();
         let libraries = said.split_whitespace().filter(|word| word.starts_with('/'));
         for file in libraries.chain([path]) {
-            let file = if file == path {
-                format!("/usr/bin/{}", file.rsplit('/').next().expect("it has a name"))
+            let target = if file == path {
+                self.path("usr/bin").join(file.rsplit('/').next().expect("it has a name"))
             } else {
-                file.to_owned()
+                self.path(file.trim_start_matches('/'))
             };
-            let target = self.path(file.trim_start_matches('/'));
             fs::create_dir_all(target.parent().expect("it is below the tree"))
                 .expect("there is room");
-            fs::copy(&file, target).expect("there is room");
+            fs::copy(file, target).expect("there is room");
         }
     }
 
@@ -133,6 +132,12 @@ impl Tiny {
         fs::create_dir_all(target.parent().expect("it is below the tree")).expect("there is room");
         fs::write(&target, content).expect("there is room");
         fs::set_permissions(&target, fs::Permissions::from_mode(mode)).expect("it is ours");
+        self
+    }
+
+    /// Adds a program of the machine.
+    pub fn with(self, program: &str) -> Self {
+        self.program(program);
         self
     }
 

@@ -1,0 +1,260 @@
+//! Moving an application from release to release while visitors come: none may notice, and
+//! whatever goes wrong, one whole release serves.
+//!
+//! The application is a real nginx that listens on its socket: as a server it is as good as
+//! any, and its tarball is made in a second.
+
+#[path = "common/mod.rs"]
+mod common;
+#[path = "common/signal.rs"]
+mod signal;
+#[path = "common/tiny.rs"]
+mod tiny;
+#[path = "common/web.rs"]
+mod web;
+
+use std::env;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use common::{Farm, wait_for};
+use nix::sys::signal::Signal;
+use signal::{Working, masked, runs, word};
+use tiny::Tiny;
+use web::{Load, get};
+
+const PORT: u16 = 18_085;
+/// How long farmctl and the machine may take to settle.
+const SOON: Duration = Duration::from_secs(60);
+
+/// A release of the application `shop`.
+struct Shop<'a> {
+    version: &'a str,
+    /// What its server is started with.
+    before: &'a str,
+    /// What it answers to the question whether it is ready, and to all others.
+    ready: u16,
+    page: u16,
+    /// More of its profile.
+    rest: &'a str,
+}
+
+impl<'a> Shop<'a> {
+    fn new(version: &'a str) -> Self {
+        Self { version, before: "", ready: 200, page: 200, rest: "" }
+    }
+
+    /// Packs its tarball.
+    fn pack(&self, farm: &Farm) -> PathBuf {
+        let Self { version, before, ready, page, rest } = self;
+        let server = format!(
+            "worker_processes 2; pid /tmp/nginx.pid; error_log stderr;\n\
+             events {{ worker_connections 512; }}\n\
+             http {{ access_log off; client_body_temp_path /tmp/b; proxy_temp_path /tmp/p;\n\
+             fastcgi_temp_path /tmp/f; uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;\n\
+             server {{ listen {{{{ listen.web }}}};\n\
+             location = /ready {{ return {ready} ready; }}\n\
+             location = /slow {{ root /srv; limit_rate 10k; }}\n\
+             location / {{ return {page} {version}; }} }} }}\n"
+        );
+        let profile = tiny::profile(
+            "shop",
+            version,
+            &format!(
+                "[[file]]\npath = \"/etc/shop.conf\"\ncontent = \"\"\"\n{server}\"\"\"\n\n\
+                 [[process]]\nname = \"web\"\nreload = \"HUP\"\nstop = {{ signal = \"QUIT\" }}\n\
+                 ready = {{ http = \"/ready\", within = \"5s\" }}\n\
+                 command = \"{before}nginx -e stderr -c /etc/shop.conf -g 'daemon off;'\"\n\n\
+                 {rest}\n[front]\nlisten = [\"127.0.0.1:{PORT}\"]\n"
+            ),
+        );
+        let out = farm.root().join("out");
+        fs::create_dir_all(&out).expect("there is room");
+        let slow = vec![b'x'; 100 << 10];
+        Tiny::new(&profile).with("/usr/sbin/nginx").file("srv/slow", slow, 0o644).pack(&out)
+    }
+
+    /// Installs it and starts it.
+    fn start(&self, farm: &Farm) {
+        farm.run(&["install", word(&self.pack(farm))]).ok();
+        farm.run(&["start", "shop"]).ok();
+    }
+}
+
+fn url() -> String {
+    format!("http://127.0.0.1:{PORT}/")
+}
+
+#[track_caller]
+fn assert_serves(version: &str) {
+    let answer = get(PORT, "/");
+    assert_eq!((answer.status, answer.body.as_str()), (200, version));
+}
+
+/// One session, one server, and nothing of another.
+#[track_caller]
+fn assert_alone(farm: &Farm) {
+    farm.assert_clean();
+    let sessions = fs::read_dir("/var/lib/schroot/session").expect("schroot is installed");
+    let ours = sessions.flatten().filter(|entry| {
+        let name = entry.file_name();
+        name.to_string_lossy().starts_with("fs-shop-")
+    });
+    assert_eq!(ours.count(), 1);
+    let sockets = fs::read_dir(farm.root().join("run/farmctl/front/.sessions"));
+    assert_eq!(sockets.expect("one is served").count(), 1);
+}
+
+/// Milliseconds from the call to the first answer of the release.
+fn timed(farm: &Farm, arguments: &[&str], version: &str) -> u128 {
+    let begun = Instant::now();
+    let mut command = farm.command(arguments);
+    #[expect(clippy::zombie_processes, reason = "it is waited for below")]
+    let mut working = command.spawn().expect("farmctl can be started");
+    wait_for("the switch", SOON, || get(PORT, "/").body == version);
+    let switched = begun.elapsed().as_millis();
+    assert!(working.wait().expect("it is our child").success(), "{arguments:?} failed");
+    switched
+}
+
+#[test]
+#[expect(clippy::print_stderr, reason = "measured figures, shown with --nocapture")]
+fn no_request_is_lost_over_many_switches() {
+    let rounds: usize = env::var("FARMCTL_TEST_SWITCHES")
+        .map_or(10, |count| count.parse().expect("FARMCTL_TEST_SWITCHES is a number"));
+    let farm = Farm::new();
+    Shop::new("1.0").start(&farm);
+    let usual = Load::start(&url()).end(Duration::from_secs(3));
+    let second = Shop::new("1.1").pack(&farm);
+    let load = Load::start(&url());
+    // A visitor with a slow line keeps the answer that has begun.
+    let slow = std::thread::spawn(|| get(PORT, "/slow"));
+    let quick = ["--watch", "1s"];
+    let mut upgrades =
+        vec![timed(&farm, &[&["upgrade", "shop", word(&second)][..], &quick].concat(), "1.1")];
+    let slow = slow.join().expect("it was answered");
+    assert_eq!((slow.status, slow.body.len()), (200, 100 << 10));
+    let mut rollbacks = Vec::new();
+    for round in 1..rounds {
+        match round % 3 {
+            1 => rollbacks.push(timed(
+                &farm,
+                &["rollback", "shop"],
+                if farm.run(&["status", "shop"]).stdout.contains("1.1 (") { "1.0" } else { "1.1" },
+            )),
+            2 => drop(farm.run(&["reload", "shop"]).ok()),
+            _ => {
+                let next = if get(PORT, "/").body == "1.0" { "1.1" } else { "1.0" };
+                upgrades.push(timed(
+                    &farm,
+                    &[&["upgrade", "shop", next][..], &quick].concat(),
+                    next,
+                ));
+            }
+        }
+    }
+    let report = load.end(Duration::from_secs(1));
+    eprintln!(
+        "{rounds} switches and reloads: {report:?} (p99 without: {}); to the switch: upgrades \
+         {upgrades:?} ms, rollbacks {rollbacks:?} ms",
+        usual.p99
+    );
+    assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
+    assert!(report.requests > 1000, "{report:?}");
+    assert_alone(&farm);
+    let status = farm.run(&["status", "shop"]).ok().stdout;
+    assert!(status.starts_with("shop         running\n"), "{status}");
+    // Twice leads forward again.
+    let now = get(PORT, "/").body;
+    farm.run(&["rollback", "shop"]).ok();
+    assert_ne!(get(PORT, "/").body, now);
+    farm.run(&["rollback", "shop"]).ok();
+    assert_serves(&now);
+}
+
+#[test]
+fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
+    let farm = Farm::new();
+    Shop::new("1.0").start(&farm);
+    let migrate = "[[job]]\nname = \"migrate\"\nwhen = \"upgrade\"\n\
+                   command = \"sh -c 'echo no such column: price; exit 1'\"\n";
+    let cases = [
+        (
+            Shop { ready: 503, ..Shop::new("2.1") },
+            "upgrading shop from 1.0 to 2.1: process web: it is not ready after 5 s: it answers 503",
+            0,
+        ),
+        (
+            Shop { rest: migrate, ..Shop::new("2.2") },
+            "upgrading shop from 1.0 to 2.2: job migrate failed (exit status 1): no such column: \
+             price",
+            0,
+        ),
+        (
+            Shop { before: "timeout 3 ", ..Shop::new("2.3") },
+            "upgrading shop from 1.0 to 2.3: 1.0 serves again: process web: it has ended since the \
+             switch",
+            0,
+        ),
+        (
+            Shop { page: 500, ..Shop::new("2.4") },
+            "upgrading shop from 1.0 to 2.4: 1.0 serves again: N of N requests failed since the \
+             switch",
+            1,
+        ),
+    ];
+    for (shop, error, failures) in cases {
+        let file = shop.pack(&farm);
+        let load = Load::start(&url());
+        let ran = farm.run(&["upgrade", "shop", word(&file), "--watch", "20s"]).failed(1);
+        let report = load.end(Duration::from_secs(1));
+        let said: String = masked(ran.error(), &farm)
+            .split(' ')
+            .map(|word| if word.bytes().all(|b| b.is_ascii_digit()) { "N" } else { word })
+            .collect::<Vec<_>>()
+            .join(" ");
+        let error = error.replace("after 5 s", "after N s").replace("answers 503", "answers N");
+        assert!(said.starts_with(&error), "{said}\nis not\n{error}");
+        assert_eq!(report.bad_answers > 0, failures > 0, "{}: {report:?}", shop.version);
+        assert_serves("1.0");
+        assert_alone(&farm);
+        farm.run(&["status", "shop"]).ok();
+    }
+    assert!(!runs("timeout 3 nginx"), "a process of a failed release is left");
+}
+
+#[test]
+fn killed_in_the_middle_of_a_switch_one_whole_release_serves() {
+    let farm = Farm::new();
+    Shop::new("1.0").start(&farm);
+    farm.run(&["install", word(&Shop::new("1.1").pack(&farm))]).ok();
+    for at in [
+        "beginning session",
+        "starting the process",
+        "leading requests",
+        "watching it",
+        "ending session",
+    ] {
+        let load = Load::start(&url());
+        drop(
+            Working::until(&farm, &["upgrade", "shop", "1.1", "--watch", "2s"], at)
+                .end(Signal::SIGKILL),
+        );
+        farm.run(&["gc"]).ok();
+        farm.run(&["tend"]).ok();
+        assert_alone(&farm);
+        let serving = get(PORT, "/").body;
+        assert!(["1.0", "1.1"].contains(&serving.as_str()), "{at}: {serving}");
+        let status = farm.run(&["status", "shop"]).ok().stdout;
+        assert!(status.contains(&format!("{serving} (sha256")), "{at}: {status}");
+        // The verb repeated finishes the work.
+        farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok();
+        assert_serves("1.1");
+        farm.run(&["rollback", "shop"]).ok();
+        assert_serves("1.0");
+        let report = load.end(Duration::from_secs(1));
+        assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{at}: {report:?}");
+        assert_alone(&farm);
+    }
+}
