@@ -275,7 +275,7 @@ pub const KEYS: &[Key] = &[
 
     key("job", "name", Text, Required, "Name, as of processes."),
     key("job", "command", Text, Required, "The command, a line of sh with `{{ … }}` values."),
-    key("job", "when", Text, Required, "`bake`: as root while baking, its results are in the tarball. `start`: as the application's user in the session, before its processes start."),
+    key("job", "when", Text, Required, "`bake`: as root while baking, its results are in the tarball. `start`: as the application's user in the session, before its processes start. `upgrade`: the same, but only on the way to this release by `farmctl upgrade`, while the one before serves."),
     key("job", "creates", Text, Nothing, "Skip the job when this path exists."),
     key("job", "directory", Text, Value("\"/\""), "Working directory."),
     key("job", "environment", TextTable, Value("{}"), "Environment variables of the command, taken literally."),

@@ -7,6 +7,7 @@ mod newer;
 #[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/signal.rs"]
 mod signal;
+#[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/tiny.rs"]
 mod tiny;
 

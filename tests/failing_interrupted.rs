@@ -5,6 +5,7 @@
 mod common;
 #[path = "common/signal.rs"]
 mod signal;
+#[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/tiny.rs"]
 mod tiny;
 

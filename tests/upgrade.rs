@@ -8,8 +8,10 @@
 mod common;
 #[path = "common/signal.rs"]
 mod signal;
+#[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/tiny.rs"]
 mod tiny;
+#[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/web.rs"]
 mod web;
 
@@ -110,7 +112,6 @@ fn assert_alone(farm: &Farm) {
 fn timed(farm: &Farm, arguments: &[&str], version: &str) -> u128 {
     let begun = Instant::now();
     let mut command = farm.command(arguments);
-    #[expect(clippy::zombie_processes, reason = "it is waited for below")]
     let mut working = command.spawn().expect("farmctl can be started");
     wait_for("the switch", SOON, || get(PORT, "/").body == version);
     let switched = begun.elapsed().as_millis();

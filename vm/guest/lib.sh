@@ -81,6 +81,9 @@ load_end() {
 # session_of APPLICATION: name of its schroot session.
 session_of() { farmctl status "$1" --json | sed -n 's/.*"name": *"\(fs-[^"]*\)".*/\1/p'; }
 
+# unit_of APPLICATION PROCESS: its service in the session that runs.
+unit_of() { basename "$(echo "/etc/systemd/system/farmctl-$1.$2@"*.service)"; }
+
 # in_session APPLICATION COMMAND...: runs it as root in the application's session.
 in_session() {
     local session
