@@ -127,22 +127,23 @@ fn switch(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Res
     let switched = app.clone().switched(session.clone());
     // State first: `tend` makes the links what state says.
     node.save_app(&switched)?;
-    if manifest.profile.front.is_some() {
-        serve::publish_front(app, session, manifest, node)?;
-    }
+    lead(app, session, manifest, node)?;
     Ok(switched)
+}
+
+/// Has nginx lead requests to a session, or no requests to a release without a front.
+fn lead(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Result<()> {
+    if manifest.profile.front.is_none() {
+        return front::withdraw(node.layout(), &app.name);
+    }
+    serve::publish_front(app, session, manifest, node).map(drop)
 }
 
 /// Makes `before` the state again: the session that served then still runs.
 fn switch_back(before: &App, manifest: &Manifest, node: &Node) -> Result<()> {
     let _shield = Shield::raise();
     node.save_app(before)?;
-    match &before.session {
-        Some(session) if manifest.profile.front.is_some() => {
-            serve::publish_front(before, session, manifest, node).map(|_| ())
-        }
-        _ => Ok(()),
-    }
+    before.session.as_ref().map_or(Ok(()), |session| lead(before, session, manifest, node))
 }
 
 /// Jobs that a release ran when it was upgraded to.

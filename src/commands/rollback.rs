@@ -12,7 +12,7 @@ use crate::switch::{self, Course};
 /// Switch a running application back to the release before
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  farmctl rollback shop\n\nThe same switch as that of farmctl upgrade, with a release that is installed: nothing is\nunpacked. Twice leads forward again. Data is not rolled back: what jobs of the newer\nrelease did to it stays."
+    after_help = "Example:\n  farmctl rollback shop\n\nThe same switch as that of farmctl upgrade, to a release that is installed:\nnothing is unpacked. Twice leads forward again. Data is not rolled back: what\njobs of the newer release did to it stays."
 )]
 pub struct Args {
     /// The application

@@ -37,6 +37,8 @@ struct Status {
     identity: Option<String>,
     releases: Vec<String>,
     session: Option<SessionStatus>,
+    /// Sessions that served before and stand by.
+    standby: Vec<Standby>,
     processes: Vec<ProcessStatus>,
     front: Option<FrontStatus>,
     storage: String,
@@ -58,6 +60,13 @@ struct SessionStatus {
     room_bytes: Option<u64>,
     /// Whether it still has what was written.
     whole: bool,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct Standby {
+    name: String,
+    release: String,
 }
 
 #[derive(Serialize)]
@@ -166,6 +175,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         release: version,
         releases: app.releases.iter().map(|release| release.version.clone()).collect(),
         session: session_status,
+        standby: app
+            .standby
+            .iter()
+            .map(|session| Standby { name: session.name.clone(), release: session.version.clone() })
+            .collect(),
         processes,
         front,
         storage: backend.to_owned(),
@@ -217,6 +231,15 @@ fn render(status: &Status, now: i64) -> String {
             text += &format!("; {flaw}");
         }
         rows.push(row("session", text));
+    }
+    for session in &status.standby {
+        let text = format!(
+            "{} of {}, until {} has proved itself",
+            session.name,
+            session.release,
+            status.release.as_deref().unwrap_or_default()
+        );
+        rows.push(row("standby", text));
     }
     for process in &status.processes {
         let pid = process.pid.map_or(String::new(), |pid| format!(", pid {pid}"));
@@ -273,6 +296,7 @@ mod tests {
                 room_bytes: None,
                 whole: true,
             }),
+            standby: vec![Standby { name: "fs-shop-0".to_owned(), release: "1.4.1".to_owned() }],
             processes: vec![ProcessStatus {
                 name: "web".to_owned(),
                 state: "running".to_owned(),
@@ -294,6 +318,7 @@ mod tests {
         shop         running
         release      1.4.2 (sha256 0123456789ab); also installed: 1.4.1
         session      fs-shop-1, begun 5 min ago, 2.00 KiB written
+        standby      fs-shop-0 of 1.4.1, until 1.4.2 has proved itself
         process web  running, pid 42, 5 workers, 10.00 MiB, up 5 min, answers 200
         front        http://127.0.0.1:8080/
         storage      directory, 5.00 GiB free

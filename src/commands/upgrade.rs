@@ -18,7 +18,7 @@ use crate::switch::{self, Course};
 /// Switch a running application to another release without losing a request
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl upgrade shop shop_1.4.3_amd64.tar.xz\n  farmctl upgrade shop 1.4.3 --watch 1m\n\nThe new release is installed, begun in a session of its own and asked whether it serves,\nall beside the one that runs. Then requests are led to it by one rename(2). If a process\nof it ends while it is watched, or more requests fail than before, they are led back. If\nanything fails the release before serves on."
+    after_help = "Examples:\n  farmctl upgrade shop shop_1.4.3_amd64.tar.xz\n  farmctl upgrade shop 1.4.3 --watch 1m\n\nThe new release is installed, begun in a session of its own and asked whether\nit serves, all beside the one that runs. Then one rename(2) leads requests to\nit. If one of its processes ends while it is watched, or more requests fail\nthan before, they are led back. Whatever fails, the release before serves on."
 )]
 pub struct Args {
     /// The application
