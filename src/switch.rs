@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::error::Mark as _;
 use crate::front::{self, Counted, Traffic};
 use crate::manifest::Manifest;
 use crate::node::{Node, Object};
@@ -37,7 +38,6 @@ const USUAL: u64 = 5;
 /// Asks a session's processes as nginx will, so that its first users wait no longer than
 /// later ones.
 fn warm_up(
-    app: &App,
     session: &Session,
     manifest: &Manifest,
     node: &Node,
@@ -45,18 +45,18 @@ fn warm_up(
 ) -> Result<()> {
     let states = supervisor.states(&session.name)?;
     for process in &manifest.profile.processes {
-        let Some(ready) = &process.ready else { continue };
+        if process.ready.is_none() {
+            continue;
+        }
         let pid = states.iter().find(|state| state.process == process.name);
         let workers = match pid.and_then(|state| state.pid) {
             Some(pid) => process::children(pid)?.len().max(1),
             None => 1,
         };
-        let socket = node.layout().socket(&app.name, &session.name, &process.name);
         for _ in 0..(workers * WARMING).min(WARMED) {
             check_interrupted()?;
-            let answer = probe::ready(&socket, &ready.http)?;
-            if !answer.is_good() {
-                bail!("process {} answers {} to {}", process.name, answer.status, ready.http);
+            if let Some(reason) = unwell(&process.name, session, manifest, node)? {
+                bail!("process {}: {reason}", process.name);
             }
         }
     }
@@ -95,7 +95,7 @@ pub fn to_release(
     let switched = undo::attempt(node, verb, &app.name, |transaction| {
         let session =
             serve::raise(app, manifest, course.moments, node, supervisor, transaction, say)?;
-        warm_up(app, &session, manifest, node, supervisor)?;
+        warm_up(&session, manifest, node, supervisor)?;
         let watch = Watch::begin(&session, manifest, supervisor)?;
         check_interrupted()?;
         say(&format!("leading requests to {}", manifest.version));
@@ -106,7 +106,8 @@ pub fn to_release(
             watch.prove(&session, manifest, course)?;
             Ok(switched)
         });
-        proved.map_err(|error| {
+        let hint = format!("farmctl logs {} shows what it has printed", app.name);
+        proved.hint(hint).map_err(|error| {
             let back = format!("{} serves again", before.version);
             match switch_back(app, before, node) {
                 Ok(()) => error.context(back),
@@ -224,22 +225,16 @@ impl Watch {
     fn look(&self, session: &Session, manifest: &Manifest, course: &Course<'_>) -> Result<()> {
         let Course { node, supervisor, .. } = *course;
         let states = supervisor.states(&session.name)?;
-        for (process, pid, position) in &self.pids {
-            let same =
-                states.iter().any(|state| state.process == *process && state.pid == Some(*pid));
-            if !same {
-                let reason = "it has ended since the switch";
-                return serve::failure(session, process, position, reason, supervisor)
-                    .with_context(|| format!("process {process}"));
-            }
-        }
-        for process in &manifest.profile.processes {
-            let Some(ready) = &process.ready else { continue };
-            let socket = node.layout().socket(&manifest.name, &session.name, &process.name);
-            let answer = probe::ready(&socket, &ready.http)
-                .with_context(|| format!("process {}", process.name))?;
-            if !answer.is_good() {
-                bail!("process {} answers {} to {}", process.name, answer.status, ready.http);
+        for (name, pid, position) in &self.pids {
+            let same = states.iter().any(|state| state.process == *name && state.pid == Some(*pid));
+            let reason = if same {
+                unwell(name, session, manifest, node)?
+            } else {
+                Some("it has ended since the switch".to_owned())
+            };
+            if let Some(reason) = reason {
+                return serve::failure(session, name, position, &reason, supervisor)
+                    .with_context(|| format!("process {name}"));
             }
         }
         let Some(traffic) = &self.traffic else { return Ok(()) };
@@ -248,6 +243,26 @@ impl Watch {
             bail!("{} of {} requests failed since the switch", since.errors, since.requests);
         }
         Ok(())
+    }
+}
+
+/// What is wrong with how a process answers, if it is to answer and something is.
+fn unwell(
+    name: &str,
+    session: &Session,
+    manifest: &Manifest,
+    node: &Node,
+) -> Result<Option<String>> {
+    let process = manifest.profile.processes.iter().find(|process| process.name == name);
+    let Some(ready) = process.and_then(|process| process.ready.as_ref()) else { return Ok(None) };
+    let socket = node.layout().socket(&manifest.name, &session.name, name);
+    match probe::ready(&socket, &ready.http) {
+        Ok(answer) if answer.is_good() => Ok(None),
+        Ok(answer) => Ok(Some(format!("it answers {} to {}", answer.status, ready.http))),
+        Err(error) => {
+            check_interrupted()?;
+            Ok(Some(format!("{error:#}")))
+        }
     }
 }
 

@@ -818,6 +818,8 @@ fn every_help_fits_eighty_columns_and_ends_with_an_example() {
             "stop",
             "restart",
             "reload",
+            "upgrade",
+            "rollback",
             "status",
             "logs",
             "shell",

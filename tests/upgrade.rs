@@ -183,20 +183,19 @@ fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
     let cases = [
         (
             Shop { ready: 503, ..Shop::new("2.1") },
-            "upgrading shop from 1.0 to 2.1: process web: it is not ready after 5 s: it answers 503",
+            "upgrading shop from 1.0 to 2.1: process web: it is not ready after N s: it answers N",
             0,
         ),
         (
             Shop { rest: migrate, ..Shop::new("2.2") },
-            "upgrading shop from 1.0 to 2.2: job migrate failed (exit status 1): no such column: \
-             price",
+            "upgrading shop from 1.0 to 2.2: job migrate: exit status 1\n  | no such column: price",
             0,
         ),
         (
             Shop { before: "timeout 3 ", ..Shop::new("2.3") },
-            "upgrading shop from 1.0 to 2.3: 1.0 serves again: process web: it has ended since the \
-             switch",
-            0,
+            "upgrading shop from 1.0 to 2.3: 1.0 serves again: process web: ",
+            // Until that is seen, requests meet nobody.
+            1,
         ),
         (
             Shop { page: 500, ..Shop::new("2.4") },
@@ -210,13 +209,13 @@ fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
         let load = Load::start(&url());
         let ran = farm.run(&["upgrade", "shop", word(&file), "--watch", "20s"]).failed(1);
         let report = load.end(Duration::from_secs(1));
-        let said: String = masked(ran.error(), &farm)
+        let number = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
+        let said: Vec<String> = masked(ran.error(), &farm)
             .split(' ')
-            .map(|word| if word.bytes().all(|b| b.is_ascii_digit()) { "N" } else { word })
-            .collect::<Vec<_>>()
-            .join(" ");
-        let error = error.replace("after 5 s", "after N s").replace("answers 503", "answers N");
-        assert!(said.starts_with(&error), "{said}\nis not\n{error}");
+            .map(|word| if number(word) { "N".to_owned() } else { word.to_owned() })
+            .collect();
+        let said = said.join(" ");
+        assert!(said.starts_with(error), "{said}\nis not\n{error}");
         assert_eq!(report.bad_answers > 0, failures > 0, "{}: {report:?}", shop.version);
         assert_serves("1.0");
         assert_alone(&farm);
