@@ -4,6 +4,7 @@
 //! 33 would be the host's administrator or nginx.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::unistd::{Gid, Group, Uid, User};
@@ -12,6 +13,7 @@ use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::layout;
 use crate::node::FIRST_UID;
+use crate::place;
 use crate::run::{self, Invocation, Tool};
 
 const USERADD: Tool = Tool { name: "useradd", package: "passwd" };
@@ -23,6 +25,8 @@ pub const TOOLS: [&Tool; 4] = [&USERADD, &USERDEL, &GROUPADD, &GROUPDEL];
 
 /// What to type when the host's accounts cannot be changed.
 const MEND: &str = "pwck -r and grpck -r say whether the host's passwd and group are whole";
+/// How long another farmctl may take to make an account.
+const LOCKED: Duration = Duration::from_secs(20);
 /// First id after those we give out: systemd's containers begin there
 /// (<https://systemd.io/UIDS-GIDS/>).
 const END_UID: u32 = 524_288;
@@ -98,6 +102,9 @@ pub fn ensure(app: &str, first: u32, taken: &[u32]) -> Result<u32> {
         }
         return Ok(uid);
     }
+    // useradd locks the files, but the number is chosen before: another root's farmctl may
+    // be choosing the same.
+    let _lock = place::hold(Path::new("/etc"), LOCKED)?;
     let uid = free_id(first.max(FIRST_UID), taken)?;
     // A group of that name without the user is what an interrupted userdel leaves.
     remove_group(&name)?;
