@@ -98,7 +98,7 @@ pub fn run_debootstrap(
     Err(anyhow::anyhow!("{error:#}{last}")).hint(hint)
 }
 
-/// dpkg settings of builds, beneath a tree; removed by [`clean`].
+/// dpkg settings of builds, beneath a tree; removed by [`clean()`].
 const BUILD_DPKG: &str = "etc/dpkg/dpkg.cfg.d/farmctl-build";
 
 /// Arguments every apt-get call of ours begins with.
