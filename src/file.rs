@@ -119,6 +119,17 @@ pub fn names_in(directory: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Makes a file last that another program has just written, without syncing it.
+///
+/// # Errors
+/// When it cannot be synced.
+pub fn sync(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .with_context(|| format!("syncing {}", path.display()))?;
+    sync_directory(path.parent().unwrap_or(Path::new("/")))
+}
+
 /// Makes a rename in this directory last.
 ///
 /// # Errors

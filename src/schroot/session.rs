@@ -133,7 +133,10 @@ pub fn begin(session: &str, chroot: &str) -> Result<PathBuf> {
             "farmctl gc",
         );
     }
+    // schroot syncs nothing: after a power cut its file would be empty, and it would not
+    // know the session that state tells of.
     begin_new(session, chroot, &mount)
+        .and_then(|()| file::sync(&session_file(session)))
         .inspect_err(|_| {
             let _shield = Shield::raise();
             // Why it could not be begun says more than why it could not be ended;

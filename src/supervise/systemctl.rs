@@ -1,11 +1,14 @@
 //! Calls of systemctl(1), and what it says of units.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
 use super::State;
 use crate::error::Mark as _;
+use crate::file;
+use crate::layout::SYSTEMD_UNITS;
 use crate::run::{Invocation, Tool};
 
 pub(super) const SYSTEMCTL: Tool = Tool { name: "systemctl", package: "systemd" };
@@ -112,6 +115,19 @@ pub(super) fn order(verb: &str, units: &[String]) -> Result<()> {
         .args(units)
         .run()
         .hint_with(|| format!("systemctl status {}", units.join(" ")))
+}
+
+/// Enables units, in force after [`reload_units`] and after a power cut: systemctl does not
+/// sync the links it makes.
+pub(super) fn enable(units: &[String]) -> Result<()> {
+    order("enable", units)?;
+    for target in ["multi-user.target.wants", "timers.target.wants"] {
+        let wants = Path::new(SYSTEMD_UNITS).join(target);
+        if wants.is_dir() {
+            file::sync_directory(&wants)?;
+        }
+    }
+    file::sync_directory(Path::new(SYSTEMD_UNITS))
 }
 
 /// Has systemd read unit files again.

@@ -86,7 +86,7 @@ impl Systemd {
         let text = unit::render_tend_timer();
         changed |= file::publish_if_new(&self.file(&timer), &text, 0o644)?;
         if changed || !systemctl::is_enabled(&[&service, &timer])? {
-            systemctl::order("enable", &[service, timer])?;
+            systemctl::enable(&[service, timer])?;
             changed = true;
         }
         Ok(changed)
@@ -97,7 +97,7 @@ impl Systemd {
         let unit = self.names.storage_service();
         let text = unit::render_storage_service(&self.names, &self.farmctl()?);
         file::publish_if_new(&self.file(&unit), &text, 0o644)?;
-        systemctl::order("enable", &[unit])?;
+        systemctl::enable(&[unit])?;
         systemctl::reload_units()
     }
 
