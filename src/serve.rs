@@ -276,6 +276,10 @@ pub fn restore(
         repaired = true;
         started = start_processes(app, session, manifest, &mount, node, supervisor);
     }
+    if manifest.profile.front.is_none() {
+        // Of the release before, if it had one.
+        front::withdraw(node.layout(), &app.name)?;
+    }
     // Also when a process does not start: it need not be the one requests go to.
     if manifest.profile.front.is_some()
         && !front::is_published(node.layout(), manifest, &session.name)?

@@ -156,6 +156,21 @@ pub fn remove_sockets(layout: &Layout, app: &str) -> Result<()> {
     }
 }
 
+/// Removes the sockets a session's servers have left. Nothing there is fine.
+///
+/// # Errors
+/// When one cannot be removed.
+pub fn remove_sockets_of(layout: &Layout, session: &str) -> Result<()> {
+    let Some((app, _)) = layout::parse_session(session) else { return Ok(()) };
+    let directory = layout.sockets(app);
+    for name in file::names_in(&directory)? {
+        if name.strip_prefix(session).is_some_and(|rest| rest.starts_with('.')) {
+            file::remove_if_there(&directory.join(name))?;
+        }
+    }
+    Ok(())
+}
+
 /// Ends a session and removes its copy, also where schroot says it did and did not.
 /// Nothing there is fine.
 ///

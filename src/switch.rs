@@ -2,8 +2,8 @@
 //! request.
 //!
 //! The new session runs beside the old one before anything leads to it. The switch is the
-//! state first, then one rename(2): whoever is killed in between leaves a state that says
-//! where requests are to go, and `farmctl tend` leads them there. The old session stands by
+//! state first, then one rename(2); the switch back is the rename first. Whoever is killed in
+//! between leaves a state that names both sessions, and `farmctl tend` finishes. The old session stands by
 //! until the new one has proved itself, and is ended when its last request is done.
 
 use std::time::{Duration, Instant};
@@ -32,6 +32,8 @@ const WARMED: usize = 32;
 const LOOK: Duration = Duration::from_millis(250);
 /// Failed requests that are no reason to switch back: as many can come by chance.
 const TOLERATED: u64 = 5;
+/// Share of failed requests that is always one, in percent.
+const WORST: u64 = 90;
 /// Share of failed requests that is none either, in percent, unless it was usual before.
 const USUAL: u64 = 5;
 
@@ -96,7 +98,7 @@ pub fn to_release(
         let session =
             serve::raise(app, manifest, course.moments, node, supervisor, transaction, say)?;
         warm_up(&session, manifest, node, supervisor)?;
-        let watch = Watch::begin(&session, manifest, supervisor)?;
+        let mut watch = Watch::begin(&session, manifest, supervisor)?;
         check_interrupted()?;
         say(&format!("leading requests to {}", manifest.version));
         let proved = switch(app, &session, manifest, node).and_then(|switched| {
@@ -143,12 +145,14 @@ fn lead(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Resul
 /// Makes `before` the state again: the session that served then still runs.
 fn switch_back(before: &App, manifest: &Manifest, node: &Node) -> Result<()> {
     let _shield = Shield::raise();
-    node.save_app(before)?;
-    before.session.as_ref().map_or(Ok(()), |session| lead(before, session, manifest, node))
+    // The other way round than there: until the state is written, it names both sessions,
+    // and gc takes neither away.
+    let led = before.session.as_ref().map_or(Ok(()), |it| lead(before, it, manifest, node));
+    node.save_app(before).and(led)
 }
 
-/// Jobs that a release ran when it was upgraded to.
-pub fn jobs_not_undone(manifest: &Manifest) -> impl Iterator<Item = &str> {
+/// Jobs that run on the way to a release, and that a rollback does not undo.
+pub fn upgrade_jobs(manifest: &Manifest) -> impl Iterator<Item = &str> {
     serve::jobs(manifest, &[When::Upgrade]).map(|job| job.name.as_str())
 }
 
@@ -172,10 +176,16 @@ pub fn settle(
     let mut app = app;
     if let Err(error) = serve::restore(&app, &session, &manifest, node, supervisor, say) {
         check_interrupted()?;
+        let back = app.clone().retired(&before.name).switched(before.clone());
+        // If neither can be brought back, it is not the release's fault.
+        if serve::restore(&back, &before, &manifest_of(&before.version)?, node, supervisor, say)
+            .is_err()
+        {
+            return Err(error);
+        }
         say(&format!("{} does not serve, back to {}: {error:#}", session.version, before.version));
-        app = app.retired(&before.name).switched(before.clone());
-        node.save_app(&app)?;
-        serve::restore(&app, &before, &manifest_of(&before.version)?, node, supervisor, say)?;
+        node.save_app(&back)?;
+        app = back;
     }
     for session in app.standby.clone() {
         say(&format!("ending session {}, which stood by", session.name));
@@ -210,7 +220,7 @@ impl Watch {
 
     /// Looks at the session for as long as it is to be watched. Fails as soon as a process
     /// has ended or does not answer, or more requests fail than before.
-    fn prove(&self, session: &Session, manifest: &Manifest, course: &Course<'_>) -> Result<()> {
+    fn prove(&mut self, session: &Session, manifest: &Manifest, course: &Course<'_>) -> Result<()> {
         let mut last = Instant::now();
         let looked = poll_until(course.watch, || {
             if last.elapsed() >= LOOK {
@@ -219,10 +229,11 @@ impl Watch {
             }
             Ok(None::<()>)
         });
-        looked.map(|_| ())
+        looked?;
+        if course.watch.is_zero() { Ok(()) } else { self.look(session, manifest, course) }
     }
 
-    fn look(&self, session: &Session, manifest: &Manifest, course: &Course<'_>) -> Result<()> {
+    fn look(&mut self, session: &Session, manifest: &Manifest, course: &Course<'_>) -> Result<()> {
         let Course { node, supervisor, .. } = *course;
         let states = supervisor.states(&session.name)?;
         for (name, pid, position) in &self.pids {
@@ -237,7 +248,7 @@ impl Watch {
                     .with_context(|| format!("process {name}"));
             }
         }
-        let Some(traffic) = &self.traffic else { return Ok(()) };
+        let Some(traffic) = &mut self.traffic else { return Ok(()) };
         let since = traffic.since()?;
         if is_trouble(since, traffic.before) {
             bail!("{} of {} requests failed since the switch", since.errors, since.requests);
@@ -269,7 +280,8 @@ fn unwell(
 /// Whether so many more requests fail than before that it is the new release's doing.
 fn is_trouble(since: Counted, before: Counted) -> bool {
     let usual = before.errors * 100 / before.requests.max(1);
-    since.errors > TOLERATED && since.errors * 100 > since.requests * USUAL.max(2 * usual)
+    let share = USUAL.max(2 * usual).min(WORST);
+    since.errors > TOLERATED && since.errors * 100 > since.requests * share
 }
 
 /// Ends a session that stands by: when its last request is done, at the latest after

@@ -35,12 +35,14 @@ pub fn remove(object: &Object, node: &Node) -> Result<()> {
         Object::Chroot { name } => schroot::unregister(name),
         Object::Session { storage, name } => {
             front::remove_way(layout, name)?;
-            session::end(storage, name, &node.site())
+            session::end(storage, name, &node.site())?;
+            session::remove_sockets_of(layout, name)
         }
         Object::Sockets { app } => session::remove_sockets(layout, app),
         Object::Programs { session } => supervise::detect(layout).stop(session),
         Object::Front { app } => front::withdraw(layout, app),
         Object::Account { app } => account::remove(app),
+        Object::Requests { app } => front::forget_requests(app),
         Object::Path { path } => remove_path(path, layout),
     }
 }

@@ -733,10 +733,10 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
            + /usr/bin/schroot --begin-session --session-name 'fs-greeter-…' --chroot chroot:farmctl-greeter-1.0.0
       2. run the process web
            + gunicorn --bind {{ listen.web }} --workers {{ workers }} --no-control-socket --env HELLO_VERSION={{ version }} --chdir /srv/hello/app hello:application
-      3. publish the vhost farmctl-greeter
+      3. lead ROOT/run/farmctl/front/greeter to the session's socket
+      4. publish the vhost farmctl-greeter
            + /usr/sbin/nginx -t
            + /usr/sbin/nginx -s reload
-      4. link ROOT/run/farmctl/front/greeter.sock to the session's socket
     ");
     farm.run(&["start", GREETER]).ok();
     let session =

@@ -104,8 +104,10 @@ fn assert_alone(farm: &Farm) {
         name.to_string_lossy().starts_with("fs-shop-")
     });
     assert_eq!(ours.count(), 1);
-    let sockets = fs::read_dir(farm.root().join("run/farmctl/front/.sessions"));
-    assert_eq!(sockets.expect("one is served").count(), 1);
+    for place in ["front/.sessions", "apps/shop"] {
+        let entries = fs::read_dir(farm.root().join("run/farmctl").join(place));
+        assert_eq!(entries.expect("one is served").count(), 1, "{place}");
+    }
 }
 
 /// Milliseconds from the call to the first answer of the release.
@@ -192,7 +194,7 @@ fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
             0,
         ),
         (
-            Shop { before: "timeout 3 ", ..Shop::new("2.3") },
+            Shop { before: "timeout 10 ", ..Shop::new("2.3") },
             "upgrading shop from 1.0 to 2.3: 1.0 serves again: process web: ",
             // Until that is seen, requests meet nobody.
             1,
@@ -221,7 +223,7 @@ fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
         assert_alone(&farm);
         farm.run(&["status", "shop"]).ok();
     }
-    assert!(!runs("timeout 3 nginx"), "a process of a failed release is left");
+    assert!(!runs("timeout 10 nginx"), "a process of a failed release is left");
 }
 
 #[test]

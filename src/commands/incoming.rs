@@ -207,7 +207,10 @@ impl Incoming {
             installed: node::now(),
         };
         // Last, because data is never removed again: not even by a failed install.
-        session::make_data_directories(node.layout(), &app, &manifest)?;
+        // What runs has them as it needs them.
+        if app.session.is_none() {
+            session::make_data_directories(node.layout(), &app, &manifest)?;
+        }
         secret::generate(node.layout(), &manifest)?;
         trust::accept(node.layout(), &manifest, archive.identity())?;
         node.save_app(&app.installed(release))

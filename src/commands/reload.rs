@@ -52,6 +52,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let _lock = super::lock(&node, &args.name, "reload")?;
+    let started = super::started(&node, &args.name)?;
+    let processes = super::chosen_processes(&started.manifest, args.process.as_deref())?;
     let supervisor = supervise::detect(node.layout());
     let mut done = Vec::new();
     for process in processes {

@@ -139,6 +139,7 @@ fn rest_of(args: &Args, app: &str, node: &Node) -> Result<Vec<Object>> {
     if args.data {
         objects.push(Object::Path { path: layout.secrets(app) });
         objects.push(Object::Path { path: layout.app_logs(app) });
+        objects.push(Object::Requests { app: app.to_owned() });
     }
     Ok(objects)
 }
@@ -148,6 +149,7 @@ fn remove_rest(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
     let objects = if args.data { rest_of(args, &args.name, node)? } else { Vec::new() };
     let there = |object: &Object| match object {
         Object::Path { path } => path.exists(),
+        Object::Requests { .. } => false,
         _ => true,
     };
     if !objects.iter().any(there) {

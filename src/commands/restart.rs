@@ -42,6 +42,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let _lock = super::lock(&node, &args.name, "restart")?;
+    let started = super::started(&node, &args.name)?;
+    let processes = super::chosen_processes(&started.manifest, args.process.as_deref())?;
     let supervisor = supervise::detect(node.layout());
     for process in processes {
         context.ui.step(format!("restarting the process {}", process.name));

@@ -43,6 +43,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let supervisor = supervise::detect(node.layout());
     let say = |text: &str| context.ui.step(text);
     let manifest_of = |version: &str| super::manifest_of(&node, &started.app, version);
+    // Of an upgrade that was interrupted, the release it came from.
+    let previous = started.app.previous.clone();
     let (watch, drain) = (args.watch.duration(), args.drain.duration());
     let app = if args.dry_run {
         started.app.clone()
@@ -51,7 +53,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         switch::settle(app, &manifest_of, &node, supervisor.as_ref(), drain, &say)?
     };
     let serving = app.session.as_ref().map(|session| session.version.clone()).unwrap_or_default();
-    let Some(wanted) = args.release.clone().or_else(|| app.previous.clone()) else {
+    let Some(wanted) = args.release.clone().or(previous) else {
         return refuse(
             format_args!("no other release of {} has served here", args.name),
             format!("farmctl upgrade {} RELEASE switches to another one", args.name),
@@ -64,7 +66,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let (new, old) = (manifest_of(&version)?, manifest_of(&serving)?);
-    for job in switch::jobs_not_undone(&old) {
+    for job in switch::upgrade_jobs(&old) {
         context.ui.warn(format!("what the job {job} of {serving} did to the data stays"));
     }
     if args.dry_run {

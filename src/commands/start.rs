@@ -115,14 +115,14 @@ fn plan(app: &App, manifest: &Manifest, node: &Node) -> Result<Plan> {
         plan.commands(format!("run the process {}", process.name), vec![process.command.clone()]);
     }
     if manifest.profile.front.is_some() {
+        plan.step(format!(
+            "lead {} to the session's socket",
+            node.layout().front_link(&app.name).display()
+        ));
         plan.commands(
             format!("publish the vhost {}", layout::vhost(&app.name)),
             front::describe_take_up()?,
         );
-        plan.step(format!(
-            "link {} to the session's socket",
-            node.layout().front_socket(&app.name).display()
-        ));
     }
     Ok(plan)
 }

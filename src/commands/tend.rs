@@ -133,8 +133,8 @@ fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
     let mut exit = Exit::Done;
     for app in node.apps()? {
         let Some(session) = app.session.clone() else { continue };
-        let manifest = super::manifest_of(node, &app, &session.version)?;
         if args.dry_run {
+            let manifest = super::manifest_of(node, &app, &session.version)?;
             for trouble in serve::troubles(&session, &manifest, node, supervisor.as_ref())? {
                 context.ui.answer(format!("{}: {trouble}", app.name));
                 exit = Exit::NotRight;
@@ -143,6 +143,10 @@ fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
         }
         // An application another farmctl is changing is not to be tended now.
         let Ok(_lock) = node.lock(&app.name, "tend") else { continue };
+        // And one it has changed until now is not what it was.
+        let Some(app) = node.app(&app.name)? else { continue };
+        let Some(session) = app.session.clone() else { continue };
+        let manifest = super::manifest_of(node, &app, &session.version)?;
         let say = |text: &str| context.ui.step(format!("{}: {text}", app.name));
         // One that is short of room is to run all the same.
         let watched = watch(&app, &session, node, context);

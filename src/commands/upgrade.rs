@@ -55,6 +55,16 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         if args.dry_run {
             return refuse(format_args!("{} is not started", args.name), hint);
         }
+        let manifest = super::manifest_of(&node, &app, &version)?;
+        if let Some(job) = switch::upgrade_jobs(&manifest).next() {
+            return refuse(
+                format_args!(
+                    "{} is not started, and the job {job} runs beside what serves",
+                    args.name
+                ),
+                format!("{hint}, then farmctl upgrade {} {version}", args.name),
+            );
+        }
         node.save_app(&app.made_current(&version))?;
         context.ui.done(format!("{} {version} is next: {hint}", args.name));
         return Ok(Exit::Done);

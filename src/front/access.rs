@@ -1,13 +1,12 @@
 //! The log of an application's requests, which nginx writes: how many failed.
 
-use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::file;
 use crate::layout::{self, NGINX_LOGS};
+use crate::log::{self, Follower};
 
 /// How far back the log is read for what was usual before, in bytes.
 const WINDOW: u64 = 256 << 10;
@@ -24,8 +23,8 @@ pub struct Counted {
 /// An application's requests from a moment on.
 #[derive(Debug)]
 pub struct Traffic {
-    log: PathBuf,
-    offset: u64,
+    follower: Follower,
+    since: Counted,
     /// What was counted of the time before.
     pub before: Counted,
 }
@@ -36,36 +35,29 @@ impl Traffic {
     /// # Errors
     /// When the log cannot be read.
     pub fn from_now(app: &str) -> Result<Self> {
-        let log = Path::new(NGINX_LOGS).join(layout::access_log(app));
-        let size = fs::metadata(&log).map_or(0, |meta| meta.len());
-        let before = count(&read(&log, size.saturating_sub(WINDOW), size)?);
-        Ok(Self { log, offset: size, before })
+        let path = Path::new(NGINX_LOGS).join(layout::access_log(app));
+        let from = log::size(&path)?.saturating_sub(WINDOW);
+        let before = count(&log::lines_since(&path, from)?);
+        Ok(Self { follower: Follower::at_end(&path)?, since: Counted::default(), before })
     }
 
     /// What has been answered since.
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub fn since(&self) -> Result<Counted> {
-        Ok(count(&read(&self.log, self.offset, u64::MAX)?))
+    pub fn since(&mut self) -> Result<Counted> {
+        let Counted { requests, errors } = count(&self.follower.lines()?);
+        self.since.requests += requests;
+        self.since.errors += errors;
+        Ok(self.since)
     }
-}
-
-fn read(log: &Path, from: u64, to: u64) -> Result<String> {
-    // nginx makes it with the first request; logrotate(8) takes it away.
-    let Ok(mut file) = File::open(log) else { return Ok(String::new()) };
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(from))
-        .and_then(|_| file.take(to - from).read_to_end(&mut bytes))
-        .with_context(|| format!("reading {}", log.display()))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Counts lines in nginx's `combined` format: `… "GET / HTTP/1.1" 200 …`. Quotes in a
 /// request are escaped there.
-fn count(text: &str) -> Counted {
+fn count(lines: &[String]) -> Counted {
     let mut counted = Counted::default();
-    for line in text.lines() {
+    for line in lines {
         let status = line.split('"').nth(2).and_then(|rest| rest.split_whitespace().next());
         let Some(status) = status.and_then(|status| status.parse::<u16>().ok()) else { continue };
         counted.requests += 1;
@@ -100,6 +92,7 @@ mod tests {
             127.0.0.1 - - [21/Nov/2026:13:00:01 +0000] \"GET /\\x22 500 HTTP/1.1\" 404 5 \"-\" \"-\"\n\
             127.0.0.1 - - [21/Nov/2026:13:00:02 +0000] \"GET / HTTP/1.1\" 502 5 \"-\" \"-\"\n\
             127.0.0.1 - - [21/Nov/2026:13:00:02 +0000] \"GET / HT";
-        assert_eq!(count(text), Counted { requests: 3, errors: 1 });
+        let lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        assert_eq!(count(&lines), Counted { requests: 3, errors: 1 });
     }
 }

@@ -63,6 +63,11 @@ pub enum Object {
         /// Application.
         app: String,
     },
+    /// nginx's log of an application's requests.
+    Requests {
+        /// Application.
+        app: String,
+    },
     /// A file or directory of ours.
     Path {
         /// Where.
@@ -124,6 +129,7 @@ impl std::fmt::Display for Object {
             Self::Programs { session } => write!(f, "processes of session {session}"),
             Self::Front { app } => write!(f, "vhost of {app}"),
             Self::Account { app } => write!(f, "account of {app}"),
+            Self::Requests { app } => write!(f, "log of requests to {app}"),
             Self::Path { path } => write!(f, "{}", path.display()),
         }
     }

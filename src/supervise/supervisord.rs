@@ -36,7 +36,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long another farmctl may hold the lock: it waits for supervisord and for orphans.
 const LOCKED: Duration = Duration::from_secs(60);
-/// Of so many sessions the logs are kept, the one that serves among them.
+/// Of so many sessions that have ended the logs are kept.
 const SESSIONS_REMEMBERED: usize = 5;
 /// The script that speaks to supervisord.
 const RPC: &str = include_str!("rpc.py");
@@ -210,7 +210,12 @@ impl Supervisord {
 
     /// Removes the oldest logs of a process, with what was rotated of them.
     fn forget_logs(&self, app: &str, process: &str) -> Result<()> {
-        let logs = self.logs_of(app, process)?;
+        let mut logs = self.logs_of(app, process)?;
+        // One that prints nothing has the oldest log, and needs it.
+        for session in self.sessions()? {
+            let log = self.log_of(&session, process)?;
+            logs.retain(|path| *path != log);
+        }
         for path in &logs[..logs.len().saturating_sub(SESSIONS_REMEMBERED)] {
             let rotated = (1..=configuration::LOGS_KEPT)
                 .map(|number| PathBuf::from(format!("{}.{number}", path.display())));
