@@ -302,7 +302,7 @@ fn gc_ends_what_a_killed_start_left_running() {
         &[
             "rubbish: sockets of shop (start of shop)",
             "rubbish: session fs-shop-ID (start of shop)",
-            "rubbish: processes of shop (start of shop)",
+            "rubbish: processes of session fs-shop-ID (start of shop)",
         ],
     );
     assert!(!runs("sleep 86017"), "the process is left");

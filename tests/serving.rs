@@ -367,8 +367,8 @@ fn data_outlives_sessions_and_releases(farm: &Farm, second: &Path) {
     assert_eq!(farm.run(&["shell", GREETER, "--", "cat", "/srv/note"]).code, 1);
 
     let installed = farm.run(&["install", text(second)]).ok().stderr;
-    let next = "installed greeter 1.0.1: 1.0.0 runs on; farmctl stop greeter, then farmctl start \
-                greeter --release 1.0.1";
+    let next =
+        "installed greeter 1.0.1: 1.0.0 runs on; farmctl upgrade greeter 1.0.1 switches to it";
     assert!(installed.contains(next), "{installed}");
     assert!(get(GREETER_PORT, "/").body.contains("<dd>1.0.0</dd>"), "the first release runs on");
     stop(farm);
@@ -764,14 +764,15 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
     farm.run(&["stop", GREETER]).ok();
     insta::assert_snapshot!(plan(&["remove", GREETER, "--data"]), @r"
     would remove greeter:
-      1. remove ROOT/var/log/farmctl/greeter
-      2. remove ROOT/etc/farmctl/apps/greeter.env
-      3. remove ROOT/var/lib/farmctl/data/greeter
-      4. remove the account of greeter
-      5. remove the chroot farmctl-greeter-1.0.0
-      6. remove ROOT/var/lib/farmctl/static/greeter/1.0.0
-      7. remove ROOT/var/lib/farmctl/releases/greeter/1.0.0
-      8. remove the volume fv-greeter-1.0.0
+      1. remove the log of requests to greeter
+      2. remove ROOT/var/log/farmctl/greeter
+      3. remove ROOT/etc/farmctl/apps/greeter.env
+      4. remove ROOT/var/lib/farmctl/data/greeter
+      5. remove the account of greeter
+      6. remove the chroot farmctl-greeter-1.0.0
+      7. remove ROOT/var/lib/farmctl/static/greeter/1.0.0
+      8. remove ROOT/var/lib/farmctl/releases/greeter/1.0.0
+      9. remove the volume fv-greeter-1.0.0
     ");
     insta::assert_snapshot!(plan(&["remove", GREETER, "--release", "1.0.0"]), @r"
     would remove greeter 1.0.0:
