@@ -241,6 +241,10 @@ impl Drop for Farm {
             self.root.disable_cleanup(true);
             return;
         }
+        if std::thread::panicking() {
+            // In the middle of what it tested, perhaps.
+            drop(self.run(&["gc"]));
+        }
         let check = clear(self.root());
         let after = Machine::look(self.root());
         if std::thread::panicking() {
