@@ -3,8 +3,9 @@
 //!
 //! The new session runs beside the old one before anything leads to it. The switch is the
 //! state first, then one rename(2); the switch back is the rename first. Whoever is killed in
-//! between leaves a state that names both sessions, and `farmctl tend` finishes. The old session stands by
-//! until the new one has proved itself, and is ended when its last request is done.
+//! between leaves a state that names both sessions, and `farmctl tend` finishes. The old
+//! session stands by until the new one has proved itself, and is ended when its last request
+//! is done.
 
 use std::time::{Duration, Instant};
 
@@ -32,10 +33,11 @@ const WARMED: usize = 32;
 const LOOK: Duration = Duration::from_millis(250);
 /// Failed requests that are no reason to switch back: as many can come by chance.
 const TOLERATED: u64 = 5;
-/// Share of failed requests that is always one, in percent.
-const WORST: u64 = 90;
-/// Share of failed requests that is none either, in percent, unless it was usual before.
+/// Share of failed requests that is no reason, in percent; twice what was usual before is
+/// none either.
 const USUAL: u64 = 5;
+/// Share of failed requests that is a reason whatever was usual, in percent.
+const WORST: u64 = 90;
 
 /// Asks a session's processes as nginx will, so that its first users wait no longer than
 /// later ones.
@@ -145,8 +147,8 @@ fn lead(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Resul
 /// Makes `before` the state again: the session that served then still runs.
 fn switch_back(before: &App, manifest: &Manifest, node: &Node) -> Result<()> {
     let _shield = Shield::raise();
-    // The other way round than there: until the state is written, it names both sessions,
-    // and gc takes neither away.
+    // Not the state first, as in `switch`: until it is written anew it names both sessions,
+    // so that gc takes neither away.
     let led = before.session.as_ref().map_or(Ok(()), |it| lead(before, it, manifest, node));
     node.save_app(before).and(led)
 }
@@ -177,7 +179,8 @@ pub fn settle(
     if let Err(error) = serve::restore(&app, &session, &manifest, node, supervisor, say) {
         check_interrupted()?;
         let back = app.clone().retired(&before.name).switched(before.clone());
-        // If neither can be brought back, it is not the release's fault.
+        // If neither can be brought back, it is not the release's fault: the state stays, and
+        // the first error is the one to look into.
         if serve::restore(&back, &before, &manifest_of(&before.version)?, node, supervisor, say)
             .is_err()
         {
