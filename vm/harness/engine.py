@@ -40,6 +40,9 @@ class Uml:
 
     name = "uml"
     slowness = 1
+    processors = 1
+    """On two it takes three times as long: its kernel follows each process by ptrace(2), and
+    with every system call of the guest one of them would wake the other up elsewhere."""
 
     def check(self, kernels):
         """Trouble if it does not run here."""
@@ -67,6 +70,7 @@ class Qemu:
     """QEMU with Debian's cloud kernel, by direct kernel boot."""
 
     name = "qemu"
+    processors = 2
 
     def __init__(self, accelerator):
         self.accelerator = accelerator
@@ -108,7 +112,7 @@ def _base(accelerator):
     thread = ",thread=multi" if accelerator == "tcg" else ""
     processor = "host" if accelerator == "kvm" else "max"
     return ["qemu-system-x86_64", "-machine", "q35", "-accel", f"{accelerator}{thread}",
-            "-cpu", processor, "-smp", "2", "-m", str(MEMORY_MIB), "-no-user-config", "-nodefaults",
+            "-cpu", processor, "-smp", str(Qemu.processors), "-m", str(MEMORY_MIB), "-no-user-config", "-nodefaults",
             "-display", "none", "-nic", "none", "-no-reboot",
             "-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
 

@@ -3,6 +3,7 @@ import concurrent.futures
 import contextlib
 import os
 import pathlib
+import queue
 import tempfile
 
 from . import cache, engine, guest, host, image, index, kernel, pool, share, table
@@ -14,7 +15,9 @@ def run(tests, wanted):
     """Runs the tests on the engine; answers the exit status. The index is the only reason
     to skip one: an engine that does not work is trouble."""
     chosen = engine.choose(wanted, kernel.kernels())
-    runnable = [test for test in tests if chosen.name in test.engines]
+    # The longest first, so that none of them is alone at the end.
+    runnable = sorted((test for test in tests if chosen.name in test.engines),
+                      key=lambda test: -test.limit)
     for test in tests:
         if test not in runnable:
             host.say(f"skip {test.name}: not on {chosen.name}")
@@ -33,6 +36,7 @@ def bench(wanted, runs):
                       disks=(6144, 3072), directory="guest")
     with _shared("bench") as share_image:
         it = _guest(test, chosen, share_image)
+        _settle(_places(chosen)[0])
         verdict = it.run(argument=str(runs))
     _tell(it, verdict)
     if verdict.passed:
@@ -45,7 +49,9 @@ def shell(wanted, node, suite, disks):
     chosen = engine.choose(wanted, kernel.kernels())
     test = index.Test("shell", node=node, storage="", limit=0, suite=suite, disks=tuple(disks))
     with _shared("shell") as share_image:
-        _guest(test, chosen, share_image).interact()
+        it = _guest(test, chosen, share_image)
+        _settle(_places(chosen)[0])
+        it.interact()
     return 0
 
 
@@ -70,16 +76,25 @@ def _guest(test, chosen, share_image):
     return guest.Guest(test, chosen, machine, place, os.environ.get("FARMCTL_TEST_KEEP") == "1")
 
 
-def _side_by_side(chosen):
-    """How many guests run at once: one for a processor each, as long as there is memory."""
-    room = host.memory_free() // ((engine.MEMORY_MIB + 512) << 20)
-    processors = len(os.sched_getaffinity(0)) // (2 if chosen.name == "qemu" else 1)
-    return max(1, min(processors, room))
+def _places(chosen):
+    """The processors of each guest that runs at once, as long as there is memory for it."""
+    have, each = sorted(os.sched_getaffinity(0)), chosen.processors
+    places = [have[at:at + each] for at in range(0, len(have) - each + 1, each)] or [have]
+    return places[:max(1, host.memory_free() // ((engine.MEMORY_MIB + 512) << 20))]
+
+
+def _settle(place):
+    """Keeps this thread, and the guests it starts, on these processors."""
+    os.sched_setaffinity(0, place)
 
 
 def _run_all(guests, chosen):
-    results = {}
-    with concurrent.futures.ThreadPoolExecutor(_side_by_side(chosen)) as threads:
+    results, places = {}, queue.SimpleQueue()
+    free = _places(chosen)
+    for place in free:
+        places.put(place)
+    with concurrent.futures.ThreadPoolExecutor(
+            len(free), initializer=lambda: _settle(places.get())) as threads:
         running = {threads.submit(it.run): it for it in guests}
         try:
             for done in concurrent.futures.as_completed(running):
