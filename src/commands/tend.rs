@@ -141,8 +141,14 @@ fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
             }
             continue;
         }
-        // An application another farmctl is changing is not to be tended now.
-        let Ok(_lock) = node.lock(&app.name, "tend") else { continue };
+        // One that another farmctl is changing, perhaps by tending it, is that one's.
+        let _lock = match node.lock(&app.name, "tend") {
+            Ok(lock) => lock,
+            Err(error) => {
+                context.ui.step(format!("left alone: {error:#}"));
+                continue;
+            }
+        };
         // And one it has changed until now is not what it was.
         let Some(app) = node.app(&app.name)? else { continue };
         let Some(session) = app.session.clone() else { continue };
