@@ -17,7 +17,7 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, unlinkat};
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, syncfs, unlinkat};
 
 /// How often a look-up that raced a rename is tried again (openat2(2), `EAGAIN`).
 const TRIES: u32 = 64;
@@ -202,6 +202,16 @@ impl Inside {
             give_beneath(Dir::from_fd(fd)?, device, from, to)
         };
         gift().with_context(|| format!("changing the owner of {}", self.shown(path)))
+    }
+
+    /// Has everything in the tree outlive a power cut, with its file system (syncfs(2)).
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn sync(&self) -> Result<()> {
+        self.resolve(Path::new("/"), OFlag::O_RDONLY | OFlag::O_DIRECTORY)
+            .and_then(syncfs)
+            .with_context(|| format!("writing {} to the disk", self.path.display()))
     }
 }
 

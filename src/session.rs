@@ -214,7 +214,10 @@ pub fn open(
         let inside = Inside::open(&mount)?;
         settle_user(&inside, manifest, account)?;
         write_runtime(&inside, manifest, session, account, &secrets)?;
-        write_files(&inside, manifest, session)
+        write_files(&inside, manifest, session)?;
+        // Recovered after a power cut it is not prepared again: what its application has
+        // changed since is the application's.
+        inside.sync()
     };
     prepare().with_context(|| format!("preparing session {session}"))?;
     Ok(mount)
