@@ -85,4 +85,6 @@ pub enum Verb {
     Tend(commands::tend::Args),
     Storage(commands::storage::Args),
     Key(commands::key::Args),
+    Completions(commands::completions::Args),
+    Manual(commands::manual::Args),
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use farmctl::cli::{Cli, Verb};
 use farmctl::commands::{self, Context};
 use farmctl::error::{self, Exit};
@@ -69,5 +69,7 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Tend(args) => commands::tend::run(args, context),
         Verb::Storage(args) => commands::storage::run(args, context),
         Verb::Key(args) => commands::key::run(args, context),
+        Verb::Completions(args) => commands::completions::run(args, Cli::command(), context),
+        Verb::Manual(args) => commands::manual::run(args, Cli::command(), context),
     }
 }

@@ -835,6 +835,8 @@ fn every_help_fits_eighty_columns_and_ends_with_an_example() {
             "tend",
             "storage",
             "key",
+            "completions",
+            "manual",
         ]
     );
     for verb in verbs {

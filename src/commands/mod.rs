@@ -20,6 +20,7 @@ use crate::ui::Ui;
 
 pub mod bake;
 pub mod bootstrap;
+pub mod completions;
 pub mod diff;
 pub mod doctor;
 pub mod gc;
@@ -29,6 +30,7 @@ pub mod key;
 pub mod list;
 pub mod lock;
 pub mod logs;
+pub mod manual;
 pub mod reload;
 pub mod remove;
 pub mod restart;

@@ -1,0 +1,145 @@
+//! `farmctl manual`: the help of every verb as manual pages.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Command;
+use clap_mangen::Man;
+use roff::{Roff, roman};
+
+use super::Context;
+use crate::error::{Exit, Mark as _, refuse};
+
+/// Where man-pages(7) has commands of the system's administrator.
+const SECTION: &str = "8";
+
+/// Print the manual page of a verb, or write those of all
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  farmctl manual upgrade | man -l -\n  farmctl manual --output /usr/local/share/man/man8"
+)]
+pub struct Args {
+    /// The verb, and one of its own: `key trust`; none for farmctl itself
+    #[arg(conflicts_with = "output")]
+    verb: Vec<String>,
+    /// Write the pages of all verbs to this directory
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+}
+
+/// Carries the verb out; `command` is the command line the pages are of.
+///
+/// # Errors
+/// When there is no such verb, or the pages cannot be written.
+pub fn run(args: &Args, mut command: Command, context: &Context) -> Result<Exit> {
+    command.build();
+    if let Some(directory) = &args.output {
+        let written = write(&command, directory)?;
+        context.ui.done(format!("wrote {written} pages to {}", directory.display()));
+        return Ok(Exit::Done);
+    }
+    let mut page_of = &command;
+    for word in &args.verb {
+        let Some(verb) = page_of.find_subcommand(word) else {
+            let what = page_of.get_display_name().unwrap_or(page_of.get_name()).replace('-', " ");
+            return refuse(format_args!("{what} has no verb {word}"), format!("{what} --help"))
+                .exit(Exit::Usage);
+        };
+        page_of = verb;
+    }
+    context.ui.stream(&page(page_of)?).context("printing the page")?;
+    Ok(Exit::Done)
+}
+
+/// Writes the page of a command and those of its verbs; answers how many.
+fn write(command: &Command, directory: &std::path::Path) -> Result<usize> {
+    let path = directory.join(format!("{}.{SECTION}", name(command)));
+    let text = page(command)?;
+    fs::write(&path, text)
+        .with_context(|| format!("writing {}", path.display()))
+        .hint_with(|| format!("mkdir -p {}", directory.display()))?;
+    let mut written = 1;
+    for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+        written += write(verb, directory)?;
+    }
+    Ok(written)
+}
+
+/// `farmctl-key-trust`.
+fn name(command: &Command) -> String {
+    command.get_display_name().unwrap_or(command.get_name()).to_owned()
+}
+
+/// A command's manual page, for man(7).
+fn page(command: &Command) -> Result<Vec<u8>> {
+    let name = name(command);
+    let version = format!("farmctl {}", env!("CARGO_PKG_VERSION"));
+    // The text after the help has a form of its own, which the generator would not keep.
+    let plain = command.clone().after_help("");
+    let man =
+        Man::new(plain).title(name.to_uppercase()).section(SECTION).source(version).manual("");
+    let mut text = Vec::new();
+    let mut render = || -> std::io::Result<()> {
+        man.render_title(&mut text)?;
+        man.render_name_section(&mut text)?;
+        man.render_synopsis_section(&mut text)?;
+        man.render_description_section(&mut text)?;
+        man.render_options_section(&mut text)?;
+        if command.get_subcommands().next().is_some() {
+            man.render_subcommands_section(&mut text)?;
+        }
+        let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let mut more = Roff::new();
+        for (heading, lines) in sections(&after) {
+            more.control("SH", [heading]).control("nf", []);
+            for line in lines.lines() {
+                more.text([roman(line)]);
+            }
+            more.control("fi", []);
+        }
+        more.to_writer(&mut text)
+    };
+    render().with_context(|| format!("rendering {name}({SECTION})"))?;
+    Ok(text)
+}
+
+/// The sections of a manual page that the text after a command's help is.
+fn sections(after: &str) -> Vec<(&'static str, String)> {
+    let mut sections: Vec<(&str, String)> = Vec::new();
+    for paragraph in after.split("\n\n").filter(|paragraph| !paragraph.is_empty()) {
+        let (first, rest) = paragraph.split_once('\n').unwrap_or((paragraph, ""));
+        let (heading, text) = match first {
+            "Example:" | "Examples:" => ("EXAMPLES", rest),
+            _ if first.starts_with("Exit status:") => ("EXIT STATUS", paragraph),
+            _ => ("NOTES", paragraph),
+        };
+        match sections.last_mut() {
+            Some((last, before)) if *last == heading => {
+                before.push_str("\n\n");
+                before.push_str(text);
+            }
+            _ => sections.push((heading, text.to_owned())),
+        }
+    }
+    sections
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_notes_and_exit_status_are_sections() {
+        let after = "Examples:\n  a\n  b\n\nOne.\n\nTwo,\nlonger.\n\nExit status: 0 done.";
+        assert_eq!(
+            sections(after),
+            [
+                ("EXAMPLES", "  a\n  b".to_owned()),
+                ("NOTES", "One.\n\nTwo,\nlonger.".to_owned()),
+                ("EXIT STATUS", "Exit status: 0 done.".to_owned()),
+            ]
+        );
+        assert!(sections("").is_empty());
+    }
+}
