@@ -23,12 +23,19 @@ def share(farmctl, to):
         for name in ("bin", "pool"):
             (tree / name).mkdir()
         shutil.copy(farmctl, tree / "bin/farmctl")
+        shutil.copy(package(), tree / "farmctl.deb")
         shutil.copy("/bin/busybox", tree / "bin/busybox")
         for name in ("profiles", "vm/guest", "vm/tests"):
             shutil.copytree(host.ROOT / name, tree / pathlib.Path(name).name)
         shutil.copytree(tarballs(farmctl), tree / "tarballs")
         shutil.copytree(wheels(), tree, dirs_exist_ok=True)
         host.run(["mkfs.ext4", "-q", "-L", LABEL, "-m", "0", "-d", tree, to, "512M"], within=120)
+
+
+def package():
+    """The Debian package of this tree."""
+    said = host.run([host.ROOT / "scripts/package"], within=900)
+    return host.ROOT / said.splitlines()[-1]
 
 
 def tarballs(farmctl):
