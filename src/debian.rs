@@ -1,8 +1,10 @@
 //! Making a Debian tree: archive, debootstrap, apt, and the clean-up before packing.
 
+pub mod apt;
 mod archive;
 mod clean;
 mod installed;
+pub mod pool;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,7 +14,8 @@ use anyhow::{Context as _, Result};
 
 pub use self::archive::{Archive, fetch_indexes, package_cache};
 pub use self::clean::clean;
-pub use self::installed::{Ownership, installed_packages};
+pub use self::installed::{Ownership, installed_packages, is_older, name_of};
+pub use self::pool::{Origin, Pool};
 use crate::chroot::{self, Chroot};
 use crate::error::{Mark as _, refuse};
 use crate::file;
@@ -55,12 +58,7 @@ pub fn debootstrap(
         .arg(format!("--keyring={KEYRING}"))
         .arg(format!("--components={}", archive.components.join(",")))
         .arg(format!("--cache-dir={}", cache.display()));
-    if !environment.include.is_empty() {
-        call = call.arg(format!("--include={}", environment.include.join(",")));
-    }
-    if !environment.exclude.is_empty() {
-        call = call.arg(format!("--exclude={}", environment.exclude.join(",")));
-    }
+    call = call.args(wishes(environment));
     for (name, value) in chroot::proxies() {
         call = call.env(name, value);
     }
@@ -69,6 +67,53 @@ pub fn debootstrap(
         .arg(&archive.mirror)
         .env("SOURCE_DATE_EPOCH", epoch.to_string())
         .contained()
+}
+
+/// The debootstrap call that installs from an archive made of a lock's packages.
+#[must_use]
+pub fn debootstrap_locked(
+    environment: &Environment,
+    tree: &Path,
+    epoch: i64,
+    repository: &Path,
+) -> Invocation {
+    // Its files were compared with the lock, whose hashes are what is trusted here.
+    let mut call = Invocation::of(&DEBOOTSTRAP).args(["--variant=minbase", "--no-check-gpg"]);
+    call = call.args(wishes(environment));
+    call.arg(&environment.suite)
+        .arg(tree)
+        .arg(format!("file://{}", repository.display()))
+        .env("SOURCE_DATE_EPOCH", epoch.to_string())
+        .contained()
+}
+
+/// The packages debootstrap itself would install, by way of the directory `work`, which it
+/// makes and removes.
+///
+/// # Errors
+/// When the mirror does not answer, or lacks one that `include` names.
+pub fn base_packages(
+    environment: &Environment,
+    archive: &Archive,
+    work: &Path,
+) -> Result<Vec<String>> {
+    let mut call = Invocation::of(&DEBOOTSTRAP)
+        .args(["--print-debs", "--variant=minbase", "--force-check-gpg"])
+        .arg(format!("--keyring={KEYRING}"))
+        .arg(format!("--components={}", archive.components.join(",")))
+        .args(wishes(environment));
+    for (name, value) in chroot::proxies() {
+        call = call.env(name, value);
+    }
+    let call = call.arg(&archive.suite).arg(work).arg(&archive.mirror).contained();
+    let text = call.output().hint("are all packages of include in that suite?")?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+fn wishes(environment: &Environment) -> Vec<String> {
+    let named = [("include", &environment.include), ("exclude", &environment.exclude)];
+    let named = named.iter().filter(|(_, packages)| !packages.is_empty());
+    named.map(|(name, packages)| format!("--{name}={}", packages.join(","))).collect()
 }
 
 /// Runs debootstrap into the empty `tree`; `line` gets its messages.
@@ -112,8 +157,8 @@ const APT_OPTIONS: [&str; 5] = [
 
 /// An apt-get call inside.
 #[must_use]
-pub fn apt_get(chroot: &Chroot, arguments: &[&str]) -> Invocation {
-    chroot.downloading("apt-get").args(APT_OPTIONS).args(arguments)
+pub fn apt_get(chroot: &Chroot, origin: Origin, arguments: &[&str]) -> Invocation {
+    chroot.downloading("apt-get").args(APT_OPTIONS).args(pool::options(origin)).args(arguments)
 }
 
 /// Writes the apt sources, pins and local packages of an environment.

@@ -138,6 +138,7 @@ fn inputs(before: &Manifest, after: &Manifest) -> Vec<Input> {
         ("expires", |manifest| manifest.expires.clone()),
         ("epoch", |manifest| Some(time(manifest.epoch))),
         ("project, sha256", |manifest| some(&manifest.inputs.project_sha256)),
+        ("locked packages, sha256", |manifest| some(&manifest.inputs.packages_sha256)),
         ("farmctl.lock, sha256", |manifest| some(&manifest.inputs.lock_sha256)),
     ] {
         let (before, after) = (of(before), of(after));

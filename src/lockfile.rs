@@ -2,6 +2,7 @@
 //!
 //! Pure values; written by `farmctl lock`, read by `farmctl bake`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result, bail};
@@ -33,9 +34,50 @@ pub struct LockFile {
 pub struct Debian {
     /// Newest date among the indexes, seconds since 1970.
     pub epoch: i64,
+    /// SHA-256 of what the packages were resolved for: the profile's suite and packages.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub request_sha256: String,
     /// The signed indexes.
     #[serde(rename = "release")]
     pub releases: Vec<InRelease>,
+    /// Every package an environment and a build install, by name. Empty in a lock of
+    /// Python distributions alone.
+    #[serde(default, rename = "package", skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<Deb>,
+}
+
+/// One Debian package.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Deb {
+    /// Binary package name.
+    pub name: String,
+    /// Debian version.
+    pub version: String,
+    /// Architecture of the package.
+    pub architecture: String,
+    /// When it is installed.
+    #[serde(default, skip_serializing_if = "Phase::is_environment")]
+    pub phase: Phase,
+    /// File name, as apt writes it: the `:` of an epoch is `%3a`.
+    pub file: String,
+    /// Bytes.
+    pub size: u64,
+    /// SHA-256, hex.
+    pub sha256: String,
+}
+
+/// When a locked package is installed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// By debootstrap.
+    Base,
+    /// Into the environment, by apt.
+    #[default]
+    Environment,
+    /// By a bake, which purges it again.
+    Build,
 }
 
 /// `[python]`.
@@ -78,7 +120,24 @@ impl LockFile {
                 version.schema
             );
         }
-        toml::from_str(text).context("reading farmctl.lock")
+        let lock: Self = toml::from_str(text).context("reading farmctl.lock")?;
+        lock.validate()?;
+        Ok(lock)
+    }
+
+    /// Checks what becomes part of a path or of a command: a lock travels with a project.
+    fn validate(&self) -> Result<()> {
+        for deb in &self.debian.packages {
+            let named = Deb::parse_file_name(&deb.file);
+            let said = (deb.name.clone(), deb.version.clone(), deb.architecture.clone());
+            if named != Some(said) {
+                bail!("{:?} is not the file of {} {}", deb.file, deb.name, deb.version);
+            }
+            if deb.sha256.len() != 64 || !deb.sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                bail!("the sha256 of {} is not one", deb.name);
+            }
+        }
+        Ok(())
     }
 
     /// The lock file's text.
@@ -89,6 +148,81 @@ impl LockFile {
         let body = toml::to_string(self).context("writing farmctl.lock")?;
         Ok(format!("# Written by `farmctl lock`; do not edit.\n{body}"))
     }
+}
+
+impl Debian {
+    /// Whether there is a package to be followed.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        !self.packages.is_empty()
+    }
+
+    /// What identifies all of it, hex SHA-256's input.
+    #[must_use]
+    pub fn canonical(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The packages of an environment, without those of a build.
+    pub fn environment(&self) -> impl Iterator<Item = &Deb> {
+        self.packages.iter().filter(|deb| deb.phase != Phase::Build)
+    }
+
+    /// The index of a suite that is older here than it was locked, if there is one: a
+    /// mirror that was frozen or rolled back.
+    #[must_use]
+    pub fn older<'a>(&'a self, offered: &'a [InRelease]) -> Option<(&'a InRelease, &'a InRelease)> {
+        self.releases.iter().find_map(|locked| {
+            let here = offered.iter().find(|one| one.suite == locked.suite)?;
+            (here.date < locked.date).then_some((locked, here))
+        })
+    }
+}
+
+impl Phase {
+    fn is_environment(&self) -> bool {
+        *self == Self::Environment
+    }
+}
+
+impl Deb {
+    /// Reads the name apt gives to a package's file: `name_version_architecture.deb`.
+    #[must_use]
+    pub fn parse_file_name(file: &str) -> Option<(String, String, String)> {
+        let mut parts = file.strip_suffix(".deb")?.split('_');
+        let (name, version, architecture) = (parts.next()?, parts.next()?, parts.next()?);
+        // All that can be in a file's name: Debian policy, 5.6.1 and 5.6.12.
+        let plain = |word: &str| {
+            !word.is_empty()
+                && !word.starts_with('.')
+                && word
+                    .bytes()
+                    .all(|letter| letter.is_ascii_alphanumeric() || b".+-~%".contains(&letter))
+        };
+        if parts.next().is_some() || ![name, version, architecture].into_iter().all(plain) {
+            return None;
+        }
+        Some((name.to_owned(), version.replace("%3a", ":"), architecture.to_owned()))
+    }
+}
+
+/// What is not as it was between two locks: name, before, after, by name.
+#[must_use]
+pub fn changes<'a>(
+    before: impl Iterator<Item = (&'a str, &'a str)>,
+    after: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Vec<(String, Option<String>, Option<String>)> {
+    let before: BTreeMap<&str, &str> = before.collect();
+    let after: BTreeMap<&str, &str> = after.collect();
+    let names: BTreeSet<&str> = before.keys().chain(after.keys()).copied().collect();
+    names
+        .into_iter()
+        .map(|name| {
+            let version = |side: &BTreeMap<&str, &str>| side.get(name).map(|one| (*one).to_owned());
+            (name.to_owned(), version(&before), version(&after))
+        })
+        .filter(|(_, before, after)| before != after)
+        .collect()
 }
 
 impl Python {
@@ -172,6 +306,71 @@ mod tests {
             python.requirements(),
             "gunicorn==23.0.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n\
              packaging==24.1 \\\n    --hash=sha256:cc\n"
+        );
+    }
+
+    #[test]
+    fn a_packages_file_says_which_it_is_and_nothing_else() {
+        let file = "bsdutils_1%3a2.38.1-5+deb12u3_amd64.deb";
+        let (name, version, architecture) = Deb::parse_file_name(file).expect("it is one");
+        assert_eq!((name.as_str(), version.as_str()), ("bsdutils", "1:2.38.1-5+deb12u3"));
+        assert_eq!(architecture, "amd64");
+        for other in
+            ["a_1.deb", "../a_1_all.deb", "a_1_all", "a_1_all_b.deb", "_1_all.deb", "a_b/c_all.deb"]
+        {
+            assert_eq!(Deb::parse_file_name(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_lock_whose_file_is_another_packages_is_refused() {
+        let text = |file: &str, sha256: &str| {
+            format!(
+                "schema = 1\n[debian]\nepoch = 1\nrelease = []\n[[debian.package]]\nname = \"a\"\n\
+                 version = \"1:2\"\narchitecture = \"all\"\nfile = \"{file}\"\nsize = 1\nsha256 = \"{sha256}\"\n"
+            )
+        };
+        let good = "0".repeat(64);
+        let lock = LockFile::parse(&text("a_1%3a2_all.deb", &good)).expect("it is right");
+        assert_eq!(lock.debian.packages[0].phase, Phase::Environment);
+        assert_eq!(LockFile::parse(&lock.render().expect("plain")).expect("as written"), lock);
+        LockFile::parse(&text("../a_1%3a2_all.deb", &good)).expect_err("it leads elsewhere");
+        LockFile::parse(&text("a_1_all.deb", &good)).expect_err("it is another version");
+        LockFile::parse(&text("a_1%3a2_all.deb", "SHA")).expect_err("it is no hash");
+    }
+
+    #[test]
+    fn an_index_older_than_it_was_locked_is_found() {
+        let index = |suite: &str, date: i64| InRelease {
+            suite: suite.to_owned(),
+            sha256: String::new(),
+            date,
+        };
+        let locked = Debian {
+            epoch: 9,
+            request_sha256: String::new(),
+            releases: vec![index("a", 5), index("b", 9)],
+            packages: Vec::new(),
+        };
+        assert_eq!(locked.older(&[index("a", 5), index("b", 10)]), None);
+        let offered = [index("a", 6), index("b", 8)];
+        let (old, here) = locked.older(&offered).expect("b is older");
+        assert_eq!((old.date, here.date), (9, 8));
+    }
+
+    #[test]
+    fn changes_are_named_with_both_versions() {
+        let before = [("a", "1"), ("b", "1"), ("c", "1")];
+        let after = [("a", "1"), ("b", "2"), ("d", "1")];
+        let found = changes(before.into_iter(), after.into_iter());
+        let word = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            found,
+            [
+                ("b".to_owned(), word("1"), word("2")),
+                ("c".to_owned(), word("1"), None),
+                ("d".to_owned(), None, word("1")),
+            ]
         );
     }
 

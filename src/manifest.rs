@@ -80,6 +80,10 @@ pub struct Inputs {
     pub releases: Vec<InRelease>,
     /// Debian packages in the tarball, by name.
     pub packages: Vec<Package>,
+    /// SHA-256 of the locked packages the environment was made of, hex; empty if it was
+    /// made of what the mirror offered.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub packages_sha256: String,
     /// Python distributions in the virtualenv, by name.
     pub distributions: Vec<Distribution>,
     /// SHA-256 over the project's files, hex; empty without a project.

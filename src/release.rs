@@ -84,6 +84,10 @@ pub struct EnvironmentRecord {
     pub epoch: i64,
     /// The signed indexes of the archive it was made from.
     pub releases: Vec<InRelease>,
+    /// SHA-256 of the `[debian]` of the lock it was made from, hex; empty if it was made
+    /// from whatever the mirror offered.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub locked: String,
     /// When it was made, seconds since 1970.
     pub made: i64,
 }

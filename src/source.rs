@@ -87,6 +87,15 @@ impl Source {
         Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// SHA-256 of each of the profile's own packages.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn deb_hashes(&self) -> Result<Vec<String>> {
+        let debs = self.profile.environment.debs.iter();
+        debs.map(|deb| crate::hash::of_file(&self.directory.join(deb))).collect()
+    }
+
     /// The SHA-256 [`Self::copy_to`] would answer.
     ///
     /// # Errors

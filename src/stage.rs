@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use crate::chroot::Chroot;
-use crate::debian;
+use crate::debian::{self, Origin};
 use crate::error::Mark as _;
 use crate::file;
 use crate::layout::{self, Layout};
@@ -31,7 +31,9 @@ pub struct Stage {
     pub volume: String,
     /// The volume's tree; given back before the volume is removed.
     pub tree: Tree,
-    before: Vec<Package>,
+    /// The packages that were there before.
+    pub before: Vec<Package>,
+    origin: Origin,
 }
 
 impl Stage {
@@ -52,17 +54,25 @@ impl Stage {
         storage.fork(&environment.volume, &volume, &transaction.mark())?;
         let tree = storage.open(&volume, Access::ReadWrite)?;
         let mut chroot = Chroot::enter(tree.path(), environment.epoch)?;
-        let cache = layout
-            .cache()
-            .join("debs")
-            .join(format!("{}_{}", environment.suite, environment.architecture));
+        let cache =
+            debian::package_cache(&layout.cache(), &environment.suite, &environment.architecture);
         debian::lend_archives(&mut chroot, &cache)?;
         let project = chroot.outside(python::PROJECT);
         file::make_directory(&project, 0o755)?;
         let project_sha256 =
             source.copy_to(&project, environment.epoch).context("copying the project")?;
         let before = debian::installed_packages(&chroot)?;
-        Ok(Self { chroot, project_sha256, volume, tree, before })
+        Ok(Self { chroot, project_sha256, volume, tree, before, origin: Origin::Mirror })
+    }
+
+    /// Takes packages from this archive of a lock's packages from now on.
+    ///
+    /// # Errors
+    /// When it cannot be lent.
+    pub fn follow(&mut self, repository: &Path, suite: &str) -> Result<()> {
+        debian::pool::lend(&mut self.chroot, repository, suite)?;
+        self.origin = Origin::Lock;
+        Ok(())
     }
 
     /// Installs the build packages; nothing is fetched if there are none.
@@ -74,10 +84,10 @@ impl Stage {
             return Ok(());
         }
         let names: Vec<&str> = packages.iter().map(String::as_str).collect();
-        debian::apt_get(&self.chroot, &["update"])
+        debian::apt_get(&self.chroot, self.origin, &["update"])
             .run()
             .context("reading the archive's indexes")?;
-        debian::apt_get(&self.chroot, &["install"])
+        debian::apt_get(&self.chroot, self.origin, &["install"])
             .args(names)
             .run()
             .context("installing the build packages")
@@ -99,7 +109,7 @@ impl Stage {
         if added.is_empty() {
             return Ok(());
         }
-        debian::apt_get(&self.chroot, &["purge", "--allow-remove-essential"])
+        debian::apt_get(&self.chroot, self.origin, &["purge", "--allow-remove-essential"])
             .args(added)
             .run()
             .context("purging the build packages")

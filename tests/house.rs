@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FACE: [&str; 3] = ["main", "cli", "ui"];
-const HANDS: [&str; 29] = [
+const HANDS: [&str; 30] = [
     "run",
     "mount",
     "file",
@@ -20,6 +20,7 @@ const HANDS: [&str; 29] = [
     "python",
     "git",
     "source",
+    "locked",
     "stage",
     "tarball",
     "signature",
@@ -211,7 +212,7 @@ fn plans_touch_no_file_no_process_no_clock_and_no_environment() {
 }
 
 /// What verbs have in common; no verbs.
-const SHARED: [&str; 2] = ["mod", "incoming"];
+const SHARED: [&str; 3] = ["mod", "incoming", "baking"];
 
 #[test]
 fn a_verb_never_uses_another_verb() {

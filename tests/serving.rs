@@ -696,10 +696,12 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
     ");
     insta::assert_snapshot!(plan(&["lock", profile]), @r"
     would lock greeter:
-      1. fork volume fv-env-greeter
+      1. read the archive's indexes: bookworm, bookworm-updates, bookworm-security
+      2. resolve the Debian packages; fetch those the pool lacks
+      3. fork volume fv-env-greeter
            + /usr/bin/cp -a --reflink=auto --one-file-system ROOT/var/lib/farmctl/volumes/fv-env-greeter/root 'ROOT/var/lib/farmctl/volumes/fv-stage-…/root'
-      2. resolve the requirements for its Python
-      3. write ROOT/profiles/greeter/farmctl.lock
+      4. resolve the requirements for its Python; fetch what the pool lacks
+      5. write ROOT/profiles/greeter/farmctl.lock
     ");
     let install = plan(&["install", text(&tarball)]);
     let install = install.replace(known["identity"].as_str().expect("it is text"), "…");

@@ -1,38 +1,34 @@
 //! `farmctl bake`: an environment and a project become one node tarball.
 
-use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use super::baking::{self, Baking};
 use super::{Context, SigningKey};
-use crate::debian::{self, Ownership};
-use crate::error::{Exit, Mark as _, refuse};
-use crate::file;
+use crate::debian::{self, Archive as Mirror, apt};
+use crate::error::{Exit, Mark as _};
 use crate::layout::START_SCRIPT;
-use crate::manifest::{self, Hashed, Inputs, Manifest, Owner, Payload};
+use crate::locked::{self, Network};
+use crate::manifest;
 use crate::mount;
-use crate::node::{Node, Object, Transaction};
+use crate::node::{Node, Object};
 use crate::plan::Plan;
-use crate::profile::{Profile, When};
-use crate::python::{self, Choice};
-use crate::release::EnvironmentRecord;
+use crate::profile::When;
+use crate::python::Choice;
 use crate::run;
-use crate::signature::{SecretKey, Signature};
-use crate::source::{self, Source};
-use crate::stage::{self, Stage};
-use crate::start_script;
-use crate::storage::{self, Storage};
-use crate::tarball::{self, Archive};
-use crate::template;
+use crate::signature::Signature;
+use crate::source::Source;
+use crate::stage;
+use crate::storage;
+use crate::tarball::Archive;
 use crate::ui;
 use crate::undo;
 
 /// Build a project into its environment and pack both as one node tarball
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl bake profiles/hello --output /srv/tarballs\n  farmctl bake profiles/hello --set-version 1.0.1 --serial 17 --sign"
+    after_help = "Examples:\n  farmctl bake profiles/hello --output /srv/tarballs\n  farmctl bake profiles/hello --locked\n  farmctl bake profiles/hello --set-version 1.0.1 --serial 17 --sign"
 )]
 pub struct Args {
     /// The profile: its file, or a directory with a profile.toml
@@ -54,6 +50,12 @@ pub struct Args {
     sign: bool,
     #[command(flatten)]
     key: SigningKey,
+    /// Refuse whatever is not as in farmctl.lock: environment, requirements, mirror
+    #[arg(long)]
+    locked: bool,
+    /// Build of what is locked and on this machine, with the network denied
+    #[arg(long, conflicts_with = "locked")]
+    offline: bool,
     /// Bake again although a tarball of the same inputs is there
     #[arg(long)]
     fresh: bool,
@@ -67,18 +69,6 @@ fn parse_expires(text: &str) -> Result<String, String> {
     manifest::parse_expiry(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-struct Baking {
-    /// The key to sign with, if it is to be signed.
-    key: Option<SecretKey>,
-    serial: Option<u64>,
-    expires: Option<String>,
-    source: Source,
-    environment: EnvironmentRecord,
-    storage: Box<dyn Storage>,
-    choice: Option<Choice>,
-    out: PathBuf,
-}
-
 /// Carries the verb out; prints the tarball's path.
 ///
 /// # Errors
@@ -86,7 +76,14 @@ struct Baking {
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let node = context.node()?;
     run::require(&crate::chroot::TOOLS)?;
-    let baking = prepare(args, &node, context)?;
+    let mut source = Source::read(&args.profile)?;
+    if let Some(version) = &args.set_version {
+        source.profile.set_version(version)?;
+    }
+    if args.locked && !args.dry_run {
+        compare_mirror(&source, &node, context)?;
+    }
+    let baking = prepare(args, source, &node, context)?;
     let profile = &baking.source.profile;
     let what = format!("{} {}", profile.name, profile.version);
     if !args.fresh && is_baked(&baking)? {
@@ -101,8 +98,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     let _lock = node.lock(&format!("env-{}", profile.name), "bake")?;
     mount::private_namespace()?;
+    baking.network.enforce()?;
     let packed = undo::attempt(&node, "bake", &profile.name, |transaction| {
-        bake(&baking, &node, context, transaction)
+        baking::bake(&baking, &node, context, transaction)
     })
     .with_context(|| format!("baking {what}"))?;
     context.ui.done(format!(
@@ -115,41 +113,21 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn prepare(args: &Args, node: &Node, context: &Context) -> Result<Baking> {
-    let mut source = Source::read(&args.profile)?;
-    if let Some(version) = &args.set_version {
-        source.profile.set_version(version)?;
-    }
+fn prepare(args: &Args, source: Source, node: &Node, context: &Context) -> Result<Baking> {
     let wanted = args.sign || args.key.key.is_some();
     let key = if wanted { Some(args.key.load(context)?) } else { None };
-    let environment = stage::environment(node, &source)?;
-    let storage = storage::named(&environment.storage, &node.site())?;
-    let choice = match &source.profile.python {
-        Some(python) => Some(python::choose(
-            python.installer,
-            &node.layout().tools(),
-            &environment.architecture,
-        )?),
-        None => None,
-    };
     let directory = args
         .output
         .canonicalize()
         .with_context(|| format!("finding the output directory {}", args.output.display()))
         .hint_with(|| format!("mkdir -p {}", args.output.display()))?;
-    let profile = &source.profile;
-    let name = format!("{}_{}_{}.tar.xz", profile.name, profile.version, environment.architecture);
-    let (serial, expires) = (args.serial, args.expires.clone());
-    Ok(Baking {
-        key,
-        serial,
-        expires,
-        source,
-        environment,
-        storage,
-        choice,
-        out: directory.join(name),
-    })
+    let strict = args.locked || args.offline;
+    let mut baking =
+        Baking::of(source, &directory, strict, Network::of(args.offline), node, context)?;
+    baking.key = key;
+    baking.serial = args.serial;
+    baking.expires.clone_from(&args.expires);
+    Ok(baking)
 }
 
 /// Whether the tarball is there and was made from the same inputs. What cannot be read
@@ -163,6 +141,7 @@ fn is_baked(baking: &Baking) -> Result<bool> {
         && (known.serial, &known.expires) == (baking.serial, &baking.expires)
         && known.inputs.releases == baking.environment.releases
         && known.inputs.lock_sha256 == lock
+        && known.inputs.packages_sha256 == baking.environment.locked
         && known.inputs.project_sha256 == baking.source.project_hash()?)
 }
 
@@ -178,15 +157,29 @@ fn sign_baked(baking: &Baking, node: &Node, context: &Context) -> Result<()> {
         let part = baking.out.with_extension("xz.part");
         transaction.intend(Object::Path { path: part.clone() })?;
         super::write_signed(&archive, key, &part)?;
-        publish(&part, &baking.out)
+        baking::publish(&part, &baking.out)
     })?;
     context.ui.step(format!("signed with {}", key.public().id()));
     Ok(())
 }
 
-fn publish(part: &Path, out: &Path) -> Result<()> {
-    fs::rename(part, out).with_context(|| format!("publishing {}", out.display()))?;
-    file::sync_directory(out.parent().unwrap_or(Path::new("/")))
+/// Refuses if the mirror is older than the lock, or offers other packages than are locked.
+fn compare_mirror(source: &Source, node: &Node, context: &Context) -> Result<()> {
+    let lock = locked::require(source)?;
+    let archive = Mirror::of(&source.profile.environment)?;
+    context.ui.step(format!("comparing {} with farmctl.lock", archive.mirror));
+    undo::attempt(node, "bake", &source.profile.name, |transaction| {
+        let work = locked::work(node.layout(), transaction)?;
+        let offered = debian::fetch_indexes(&archive, &work)?;
+        locked::refuse_older(lock, &offered)?;
+        if offered != lock.releases {
+            let architecture = debian::architecture()?;
+            let apt = locked::read_archive(source, &archive, &architecture, &[], &[], &work)?;
+            let moved = apt.moved(&lock.packages.iter().collect::<Vec<_>>())?;
+            apt::refuse_moved(&moved, &locked::update(source))?;
+        }
+        storage::remove_tree(&work)
+    })
 }
 
 fn plan(baking: &Baking) -> Result<Plan> {
@@ -200,6 +193,9 @@ fn plan(baking: &Baking) -> Result<Plan> {
     );
     plan.step(format!("copy the project {} in", baking.source.directory.display()));
     let packages = stage::build_packages(profile, baking.choice.as_ref());
+    if !packages.is_empty() && baking.follow.is_some() {
+        plan.step("make an archive of the locked packages");
+    }
     if !packages.is_empty() {
         let install = inside("apt-get").arg("install").args(&packages).display();
         plan.commands("install the build packages", vec![install]);
@@ -239,275 +235,4 @@ fn plan(baking: &Baking) -> Result<Plan> {
         plan.step(format!("sign it with {}", key.public().id()));
     }
     Ok(plan)
-}
-
-fn bake(
-    baking: &Baking,
-    node: &Node,
-    context: &Context,
-    transaction: &mut Transaction,
-) -> Result<tarball::Packed> {
-    let ui = &context.ui;
-    let profile = &baking.source.profile;
-    ui.step(format!("forking volume {}", baking.environment.volume));
-    let storage = baking.storage.as_ref();
-    let mut stage =
-        Stage::open(storage, &baking.environment, &baking.source, node.layout(), transaction)?;
-    let packages = stage::build_packages(profile, baking.choice.as_ref());
-    if !packages.is_empty() {
-        ui.step(format!("installing build packages: {}", packages.join(", ")));
-        stage.install_build_packages(&packages)?;
-    }
-    for command in &profile.build.before {
-        ui.step(command);
-        stage.run_step(command)?;
-    }
-    install_python(baking, &mut stage, node, context, transaction)?;
-    install_files(baking, &stage, context)?;
-    run_jobs(profile, &stage, context)?;
-    ui.step("purging build packages, cleaning up");
-    stage.purge_build_packages()?;
-    let packages = debian::installed_packages(&stage.chroot)?;
-    let Stage { chroot, tree, project_sha256, volume, .. } = stage;
-    chroot.leave()?;
-    debian::clean(tree.path())?;
-
-    let draft = draft(baking, tree.path(), packages, project_sha256)?;
-    let packed = pack(baking, tree.path(), draft, context, transaction)?;
-    tree.close()?;
-    storage.remove(&volume)?;
-    Ok(packed)
-}
-
-fn install_python(
-    baking: &Baking,
-    stage: &mut Stage,
-    node: &Node,
-    context: &Context,
-    transaction: &mut Transaction,
-) -> Result<()> {
-    let profile = &baking.source.profile;
-    let (Some(python), Some(choice)) = (&profile.python, &baking.choice) else { return Ok(()) };
-    let ui = &context.ui;
-    let virtualenv = profile.virtualenv();
-    ui.step(format!("making the virtualenv {}", virtualenv.display()));
-    let installer = stage::make_virtualenv(stage, python, &virtualenv, choice, node.layout())?;
-    if let Some((file, text)) = stage.requirements(python)? {
-        let hashed = stage::hashed_requirements(&baking.source, python, &text)?;
-        ui.step(format!("installing the requirements with {}", installer.name()));
-        if let Some(requirements) = &hashed {
-            let path = stage.chroot.outside(&file);
-            fs::write(&path, requirements)
-                .with_context(|| format!("writing {}", path.display()))?;
-        }
-        let call =
-            installer.install_requirements(&stage.chroot, &virtualenv, &file, hashed.is_some());
-        let spinner = ui.spinner(installer.name());
-        python::explain(call.run_lines(|line| spinner.show(line)))
-            .context("installing the requirements")?;
-    }
-    if let Some(project) = &python.project {
-        ui.step(format!("installing the project {project}"));
-        let path = fetch_project(project, baking, stage, node, transaction)?;
-        let call = installer.install_project(&stage.chroot, &virtualenv, &path);
-        python::explain(call.run()).context("installing the project")?;
-    }
-    python::normalise(&stage.chroot, &virtualenv)
-}
-
-/// The project's path inside: in its copied files, or a pinned commit lent from the host.
-fn fetch_project(
-    project: &str,
-    baking: &Baking,
-    stage: &mut Stage,
-    node: &Node,
-    transaction: &mut Transaction,
-) -> Result<String> {
-    let Some(url) = project.strip_prefix("git+") else {
-        let path = Path::new(python::PROJECT).join(project);
-        let outside = stage.chroot.outside(&path);
-        let installable = outside.is_file()
-            || ["pyproject.toml", "setup.py", "setup.cfg"]
-                .iter()
-                .any(|name| outside.join(name).is_file());
-        if !installable {
-            return refuse(
-                format_args!(
-                    "{project} is neither a wheel, an sdist, nor a directory with a pyproject.toml or setup.py"
-                ),
-                "use [[copy]] for files that are no Python distribution",
-            );
-        }
-        return Ok(path.to_string_lossy().into_owned());
-    };
-    let (url, commit) = url.rsplit_once('@').unwrap_or((url, ""));
-    let work = node.layout().work(transaction.id());
-    transaction.intend(Object::Path { path: work.clone() })?;
-    file::make_directory(&work, 0o700)?;
-    let checkout = work.join("checkout");
-    crate::git::checkout(url, commit, &checkout).with_context(|| format!("fetching {project}"))?;
-    let target = stage.chroot.outside(format!("{}/checkout", crate::chroot::BORROWED));
-    source::copy_as_is(&checkout, &target, baking.environment.epoch)?;
-    storage::remove_tree(&work)?;
-    Ok(format!("{}/checkout", crate::chroot::BORROWED))
-}
-
-/// Copies, renders, and writes the start script.
-fn install_files(baking: &Baking, stage: &Stage, context: &Context) -> Result<()> {
-    let profile = &baking.source.profile;
-    let epoch = baking.environment.epoch;
-    for copied in &profile.copies {
-        context.ui.step(format!("copying {} to {}", copied.from.display(), copied.to.display()));
-        let from = stage.chroot.outside(Path::new(python::PROJECT).join(&copied.from));
-        if !from.exists() {
-            return refuse(
-                format_args!("there is no {} beside the profile", copied.from.display()),
-                "copy.from is relative to the profile; build.before may make it",
-            );
-        }
-        source::copy_as_is(&from, &stage.chroot.outside(&copied.to), epoch)?;
-    }
-    let values = template::Values::of(profile);
-    for rendered in &profile.files {
-        let text = template::render(rendered.content.as_deref().unwrap_or_default(), &values)
-            .with_context(|| format!("rendering {}", rendered.path.display()))?;
-        write_inside(stage, &rendered.path, text.as_bytes(), rendered.permissions())?;
-    }
-    for data in &profile.data {
-        file::make_directory(&stage.chroot.outside(&data.path), 0o755)?;
-    }
-    write_inside(stage, Path::new(START_SCRIPT), start_script::render(profile)?.as_bytes(), 0o755)?;
-    let compiled = stage::compiled_paths(profile);
-    if !compiled.is_empty() {
-        let interpreter = profile.python.as_ref().map_or("python3", |python| &python.interpreter);
-        python::compile(&stage.chroot, interpreter, &compiled)?;
-    }
-    Ok(())
-}
-
-fn write_inside(stage: &Stage, path: &Path, contents: &[u8], mode: u32) -> Result<()> {
-    let outside = stage.chroot.outside(path);
-    if let Some(parent) = outside.parent() {
-        file::make_directory(parent, 0o755)?;
-    }
-    file::publish(&outside, contents, mode)
-}
-
-fn run_jobs(profile: &Profile, stage: &Stage, context: &Context) -> Result<()> {
-    for job in profile.jobs.iter().filter(|job| job.when == When::Bake) {
-        if job.creates.as_ref().is_some_and(|path| stage.chroot.outside(path).exists()) {
-            continue;
-        }
-        context.ui.step(format!("running the job {}", job.name));
-        stage
-            .chroot
-            .call(START_SCRIPT)
-            .args(["job", &job.name])
-            .named(format!("job {}", job.name))
-            .run()
-            .hint_with(|| format!("its command is: {}", job.command))?;
-    }
-    Ok(())
-}
-
-/// The manifest as far as it is known before packing.
-fn draft(
-    baking: &Baking,
-    tree: &Path,
-    packages: Vec<manifest::Package>,
-    project_sha256: String,
-) -> Result<Manifest> {
-    let profile = &baking.source.profile;
-    let distributions = match &profile.python {
-        Some(_) => python::distributions(tree, &profile.virtualenv())?.0,
-        None => Vec::new(),
-    };
-    Ok(Manifest {
-        schema: manifest::SCHEMA,
-        farmctl: env!("CARGO_PKG_VERSION").to_owned(),
-        name: profile.name.clone(),
-        version: profile.version.clone(),
-        architecture: baking.environment.architecture.clone(),
-        epoch: baking.environment.epoch,
-        serial: baking.serial,
-        expires: baking.expires.clone(),
-        profile: profile.clone(),
-        inputs: Inputs {
-            releases: baking.environment.releases.clone(),
-            packages,
-            distributions,
-            project_sha256,
-            lock_sha256: baking
-                .source
-                .lock
-                .as_ref()
-                .map(|(_, sha256)| sha256.clone())
-                .unwrap_or_default(),
-        },
-        files: Hashed { size: 0, sha256: String::new() },
-        payload: Payload { size: 0, sha256: String::new(), entries: 0, content: 0 },
-        segments: Vec::new(),
-        set_id: Vec::new(),
-        capabilities: Vec::new(),
-    })
-}
-
-fn pack(
-    baking: &Baking,
-    tree: &Path,
-    draft: Manifest,
-    context: &Context,
-    transaction: &mut Transaction,
-) -> Result<tarball::Packed> {
-    let ui = &context.ui;
-    let profile = &baking.source.profile;
-    let packages = Ownership::read(tree)?;
-    let mut distributions = HashMap::new();
-    if profile.python.is_some() {
-        distributions.extend(python::distributions(tree, &profile.virtualenv())?.1);
-    }
-    let copied: Vec<String> = profile
-        .copies
-        .iter()
-        .map(|copied| copied.to.to_string_lossy().trim_start_matches('/').to_owned())
-        .collect();
-    let owner_of = |path: &str| -> Owner {
-        if let Some(package) = packages.of(path) {
-            Owner::Package(package.to_owned())
-        } else if let Some(name) = distributions.get(path) {
-            Owner::Distribution(name.clone())
-        } else if copied.iter().any(|root| Path::new(path).starts_with(root)) {
-            Owner::Project
-        } else {
-            Owner::Generated
-        }
-    };
-    ui.step("hashing the tree");
-    let meter = ui.meter("hashing");
-    let scan = tarball::scan(tree, baking.environment.epoch, &owner_of, &|done, all| {
-        meter.set(done, all);
-        run::check_interrupted()
-    })?;
-    drop(meter);
-    let part = baking.out.with_extension("xz.part");
-    transaction.intend(Object::Path { path: part.clone() })?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    ui.step(format!("packing {} with {threads} threads", ui::size(scan.content)));
-    let meter = ui.meter("compressing");
-    let packed = tarball::pack(tree, &scan, draft, &part, threads, &|done, all| {
-        meter.set(done, all);
-        run::check_interrupted()
-    })?;
-    drop(meter);
-    let mut done = part;
-    if let Some(key) = &baking.key {
-        let signed = baking.out.with_extension("xz.signed.part");
-        transaction.intend(Object::Path { path: signed.clone() })?;
-        super::write_signed(&Archive::open(&done)?, key, &signed)?;
-        fs::remove_file(&done).with_context(|| format!("removing {}", done.display()))?;
-        done = signed;
-        ui.step(format!("signed with {}", key.public().id()));
-    }
-    publish(&done, &baking.out)?;
-    Ok(packed)
 }

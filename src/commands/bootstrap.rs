@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 
 use super::Context;
 use crate::chroot::{self, Chroot};
-use crate::debian::{self, Archive};
+use crate::debian::{self, Archive, Origin};
 use crate::error::{Exit, Mark as _};
 use crate::file;
 use crate::layout;
-use crate::manifest::InRelease;
+use crate::locked::{self, Fit, Network};
+use crate::lockfile::Debian;
+use crate::manifest::{InRelease, Package};
 use crate::mount;
 use crate::node::{self, Node, Object, Transaction};
 use crate::plan::Plan;
@@ -31,13 +33,18 @@ const RECIPE: u32 = 1;
 
 /// Make a minimal Debian environment for a profile
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  farmctl bootstrap profiles/hello")]
+#[command(
+    after_help = "Examples:\n  farmctl bootstrap profiles/hello\n  farmctl bootstrap profiles/hello --offline\n\nIf farmctl.lock has the profile's Debian packages, they are what it is made of."
+)]
 pub struct Args {
     /// The profile: its file, or a directory with a profile.toml
     profile: PathBuf,
-    /// Make it anew although nothing changed, from the mirror instead of the cache
+    /// Make it anew although nothing changed, from packages instead of the cache
     #[arg(long)]
     fresh: bool,
+    /// Make it of locked packages on this machine, with the network denied
+    #[arg(long)]
+    offline: bool,
     /// Storage backend for the environment's volume: auto, lvm-thin, lvm, btrfs, directory
     #[arg(long, value_name = "BACKEND", value_parser = super::parse_backend)]
     storage: Option<String>,
@@ -65,6 +72,9 @@ struct Making {
     /// Of the volume.
     size: Size,
     cached: Option<Cached>,
+    /// What it is made of, unless that is what the mirror offers.
+    lock: Option<Debian>,
+    network: Network,
 }
 
 /// Carries the verb out.
@@ -78,7 +88,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     tools.extend(chroot::TOOLS);
     tools.extend(schroot::TOOLS);
     run::require(&tools)?;
-    let making = prepare(args, &node)?;
+    let making = prepare(args, &node, context)?;
     let name = &making.source.profile.name;
     let known = node.environment(name)?;
     if let Some(known) = known.as_ref().filter(|known| known.inputs == making.inputs && !args.fresh)
@@ -97,6 +107,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     let _lock = node.lock(&format!("env-{name}"), "bootstrap")?;
     mount::private_namespace()?;
+    making.network.enforce()?;
     undo::attempt(&node, "bootstrap", name, |transaction| {
         make(&making, known.as_ref(), &node, context, transaction)
     })
@@ -111,38 +122,64 @@ fn is_there(making: &Making, volume: &str) -> Result<bool> {
     Ok(making.storage.list()?.iter().any(|known| known.name == volume))
 }
 
-fn prepare(args: &Args, node: &Node) -> Result<Making> {
+/// The locked packages, if they are to be followed.
+fn lock_of(source: &Source, args: &Args, context: &Context) -> Result<Option<Debian>> {
+    if args.offline {
+        return locked::require(source).map(|lock| Some(lock.clone()));
+    }
+    match locked::fit(source)? {
+        Fit::None => Ok(None),
+        Fit::Whole(lock) => Ok(Some(lock.clone())),
+        Fit::Stale => {
+            context.ui.warn(format!(
+                "the profile has changed since farmctl.lock was written, whose packages are not \
+                 followed: farmctl lock {}",
+                source.directory.display()
+            ));
+            Ok(None)
+        }
+    }
+}
+
+fn prepare(args: &Args, node: &Node, context: &Context) -> Result<Making> {
     let source = Source::read(&args.profile)?;
+    let lock = lock_of(&source, args, context)?;
     let Choice { storage, why } = storage::choose(args.storage.as_deref(), &node.site())?;
     run::require(&storage.tools())?;
     storage.check()?;
     let size = source.profile.storage.volume_size.unwrap_or(node.settings().volume_size);
     let archive = Archive::of(&source.profile.environment)?;
     let architecture = debian::architecture()?;
-    let inputs = inputs(&source, &archive, &architecture)?;
+    let inputs = inputs(&source, &archive, &architecture, lock.as_ref())?;
     let record = node.layout().bootstrap_cache().join(format!("{inputs}.json"));
     let cached = match file::read_if_there(&record)? {
         // A record that cannot be read is a cache to be made again, no more.
         Some(text) if !args.fresh => serde_json::from_str(&text).ok(),
         _ => None,
     };
-    Ok(Making { source, archive, architecture, inputs, storage, why, size, cached })
+    let network = Network::of(args.offline);
+    Ok(Making { source, archive, architecture, inputs, storage, why, size, cached, lock, network })
 }
 
-/// Hash of everything the tree is made from, but for the day's state of the mirror.
-fn inputs(source: &Source, archive: &Archive, architecture: &str) -> Result<String> {
+/// Hash of everything the tree is made from, but for the day's state of the mirror where
+/// no lock says what it is.
+fn inputs(
+    source: &Source,
+    archive: &Archive,
+    architecture: &str,
+    lock: Option<&Debian>,
+) -> Result<String> {
     let environment = &source.profile.environment;
-    let mut debs = Vec::new();
-    for deb in &environment.debs {
-        debs.push(crate::hash::of_file(&source.directory.join(deb))?);
-    }
-    let all = serde_json::json!({
+    let mut all = serde_json::json!({
         "recipe": RECIPE,
         "environment": environment,
         "sources": archive.sources(),
         "architecture": architecture,
-        "debs": debs,
+        "debs": source.deb_hashes()?,
     });
+    if let Some(lock) = lock {
+        all["lock"] = locked::identity(lock).into();
+    }
     Ok(crate::hash::hex(all.to_string().as_bytes()))
 }
 
@@ -159,16 +196,30 @@ fn plan(making: &Making, context: &Context) -> Result<Plan> {
     if making.cached.is_some() {
         plan.step("unpack the tree from the cache (--fresh makes it anew)");
     } else {
-        plan.step(format!("fetch and verify the indexes of {}", names(&making.archive).join(", ")));
         let target = Path::new("TREE");
-        let cache =
-            debian::package_cache(&context.layout.cache(), &making.archive, &making.architecture);
-        let call = debian::debootstrap(environment, &making.archive, target, 0, &cache);
-        plan.commands("bootstrap", vec![call.display()]);
+        if let Some(lock) = &making.lock {
+            plan.step(match making.network {
+                Network::Allowed => "fetch the locked packages the pool lacks",
+                Network::Denied => "check that the pool has every locked package",
+            });
+            plan.step("make an archive of them");
+            let repository = Path::new("ARCHIVE");
+            let call = debian::debootstrap_locked(environment, target, lock.epoch, repository);
+            plan.commands("bootstrap", vec![call.display()]);
+        } else {
+            let names = names(&making.archive).join(", ");
+            plan.step(format!("fetch and verify the indexes of {names}"));
+            let cache = package_cache(making, context);
+            let call = debian::debootstrap(environment, &making.archive, target, 0, &cache);
+            plan.commands("bootstrap", vec![call.display()]);
+        }
         let inside = |program: &str, arguments: &str| {
             chroot::invocation(target, 0, program).args(arguments.split(' ')).display()
         };
-        let mut commands = vec![inside("apt-get", "update"), inside("apt-get", "full-upgrade")];
+        let mut commands = vec![inside("apt-get", "update")];
+        if making.lock.is_none() {
+            commands.push(inside("apt-get", "full-upgrade"));
+        }
         let packages = debian::extra_packages(environment);
         if !packages.is_empty() {
             commands.push(inside("apt-get", &format!("install {}", packages.join(" "))));
@@ -185,6 +236,11 @@ fn plan(making: &Making, context: &Context) -> Result<Plan> {
     }
     plan.step(format!("register {} with schroot", layout::environment_chroot(name)));
     Ok(plan)
+}
+
+fn package_cache(making: &Making, context: &Context) -> PathBuf {
+    let cache = context.layout.cache();
+    debian::package_cache(&cache, &making.archive.suite, &making.architecture)
 }
 
 fn names(archive: &Archive) -> Vec<String> {
@@ -254,6 +310,7 @@ fn make(
         architecture: making.architecture.clone(),
         epoch: cached.epoch,
         releases: cached.releases,
+        locked: making.lock.as_ref().map(locked::identity).unwrap_or_default(),
         made: cached.made,
     })
 }
@@ -290,7 +347,7 @@ fn restore(cached: &Cached, saved: &Path, tree: &Path, context: &Context) -> Res
     }
 }
 
-/// Makes the tree from the mirror and keeps a copy in the cache.
+/// Makes the tree and keeps a copy in the cache.
 fn build(
     making: &Making,
     tree: &Path,
@@ -298,55 +355,99 @@ fn build(
     context: &Context,
     transaction: &mut Transaction,
 ) -> Result<Cached> {
+    let work = locked::work(node.layout(), transaction)?;
+    let cached = match &making.lock {
+        Some(lock) => build_locked(making, lock, tree, &work, context, transaction)?,
+        None => build_offered(making, tree, &work, context)?,
+    };
+    context.ui.step("cleaning up");
+    debian::clean(tree)?;
+    storage::remove_tree(&work)?;
+    keep(&cached, making, tree, node, context, transaction)?;
+    Ok(cached)
+}
+
+/// Makes the tree of what the mirror offers.
+fn build_offered(making: &Making, tree: &Path, work: &Path, context: &Context) -> Result<Cached> {
     let ui = &context.ui;
     let environment = &making.source.profile.environment;
-    let work = node.layout().work(transaction.id());
-    transaction.intend(Object::Path { path: work.clone() })?;
-    file::make_directory(&work, 0o700)?;
     ui.step(format!("reading the indexes of {}", names(&making.archive).join(", ")));
-    let releases = debian::fetch_indexes(&making.archive, &work)?;
+    let releases = debian::fetch_indexes(&making.archive, work)?;
     if making.archive.security.is_none() && releases.len() > 1 {
         ui.warn("no mirror for security updates is known: set environment.security-mirror");
     }
     let epoch = releases.iter().map(|release| release.date).max().unwrap_or_default();
 
-    let packages =
-        debian::package_cache(&node.layout().cache(), &making.archive, &making.architecture);
+    let packages = package_cache(making, context);
     ui.step(format!("debootstrapping {} from {}", making.archive.suite, making.archive.mirror));
     let call = debian::debootstrap(environment, &making.archive, tree, epoch, &packages);
     let spinner = ui.spinner("debootstrap");
     debian::run_debootstrap(&call, tree, &packages, |line| spinner.show(line))?;
     drop(spinner);
 
-    configure(making, tree, epoch, &packages, context)?;
-    ui.step("cleaning up");
-    debian::clean(tree)?;
-    storage::remove_tree(&work)?;
-
-    let cached = Cached { epoch, made: node::now(), releases };
-    keep(&cached, making, tree, node, context, transaction)?;
-    Ok(cached)
+    let mut chroot = Chroot::enter(tree, epoch)?;
+    debian::lend_archives(&mut chroot, &packages)?;
+    configure(making, chroot, Origin::Mirror, context)?;
+    Ok(Cached { epoch, made: node::now(), releases })
 }
 
+/// Makes the tree of the locked packages and nothing else.
+fn build_locked(
+    making: &Making,
+    lock: &Debian,
+    tree: &Path,
+    work: &Path,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<Cached> {
+    let ui = &context.ui;
+    let Making { source, archive, architecture, .. } = making;
+    let environment = &source.profile.environment;
+    let pool = locked::pool(&context.layout, &archive.suite, architecture);
+    ui.step(format!("looking for {} locked packages in the pool", lock.packages.len()));
+    let apt = || {
+        ui.step(format!("fetching what it lacks from {}", archive.mirror));
+        locked::read_archive(source, archive, architecture, &[], &[], work)
+    };
+    locked::fill(lock, source, &pool, making.network, &apt, transaction)?;
+    let repository = locked::publish(lock, &pool, &archive.suite, architecture, work)?;
+
+    ui.step(format!("debootstrapping {} from farmctl.lock", archive.suite));
+    let call = debian::debootstrap_locked(environment, tree, lock.epoch, &repository);
+    let spinner = ui.spinner("debootstrap");
+    debian::run_debootstrap(&call, tree, &repository, |line| spinner.show(line))?;
+    drop(spinner);
+
+    let mut chroot = Chroot::enter(tree, lock.epoch)?;
+    debian::pool::lend(&mut chroot, &repository, &archive.suite)?;
+    let installed = configure(making, chroot, Origin::Lock, context)?;
+    locked::compare_installed(lock, source, &installed)?;
+    Ok(Cached { epoch: lock.epoch, made: node::now(), releases: lock.releases.clone() })
+}
+
+/// Upgrades, installs what the profile asks for, and makes its user; answers what is
+/// installed then.
 fn configure(
     making: &Making,
-    tree: &Path,
-    epoch: i64,
-    packages: &Path,
+    mut chroot: Chroot,
+    origin: Origin,
     context: &Context,
-) -> Result<()> {
+) -> Result<Vec<Package>> {
     let ui = &context.ui;
     let environment: &Environment = &making.source.profile.environment;
-    let mut chroot = Chroot::enter(tree, epoch)?;
-    debian::lend_archives(&mut chroot, packages)?;
     debian::write_sources(&chroot, &making.archive, environment)?;
     let apt = |arguments: &[&str], what: &str| -> Result<()> {
         ui.step(what);
         let spinner = ui.spinner("apt-get");
-        debian::apt_get(&chroot, arguments).run_lines(|line| spinner.show(line))
+        debian::apt_get(&chroot, origin, arguments).run_lines(|line| spinner.show(line))
     };
-    apt(&["update"], "reading the archive with updates and security")?;
-    apt(&["full-upgrade"], "upgrading")?;
+    if origin == Origin::Mirror {
+        apt(&["update"], "reading the archive with updates and security")?;
+        apt(&["full-upgrade"], "upgrading")?;
+    } else {
+        // There is one version of each, so nothing to upgrade.
+        apt(&["update"], "reading the archive of the locked packages")?;
+    }
     let extra = debian::extra_packages(environment);
     if !extra.is_empty() {
         let mut arguments = vec!["install"];
@@ -361,7 +462,7 @@ fn configure(
             paths.push(chroot.lend(&making.source.directory.join(deb), &name)?);
         }
         ui.step("installing local packages");
-        debian::apt_get(&chroot, &["install"])
+        debian::apt_get(&chroot, origin, &["install"])
             .args(&paths)
             .run()
             .context("installing local packages")?;
@@ -369,8 +470,10 @@ fn configure(
     debian::localize(&chroot, environment)?;
     ui.step(format!("making the user {}", environment.user));
     debian::useradd(&chroot, &environment.user).run()?;
-    debian::apt_get(&chroot, &["autoremove", "--purge"]).run()?;
-    chroot.leave()
+    debian::apt_get(&chroot, origin, &["autoremove", "--purge"]).run()?;
+    let installed = debian::installed_packages(&chroot)?;
+    chroot.leave()?;
+    Ok(installed)
 }
 
 /// Keeps a copy of the tree in the cache: the tar first, its record last.

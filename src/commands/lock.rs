@@ -1,13 +1,17 @@
-//! `farmctl lock`: resolves the requirements and writes `farmctl.lock` beside the profile.
+//! `farmctl lock`: resolves what a profile asks for, Debian packages and Python
+//! distributions, and writes `farmctl.lock` beside it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
 use super::Context;
-use crate::error::Exit;
+use crate::debian::apt::{Apt, Offer};
+use crate::debian::{self, Archive, Pool};
+use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
-use crate::lockfile::{self, Debian, LockFile, Locked, Python};
+use crate::locked::{self, Fit, Network};
+use crate::lockfile::{self, Deb, Debian, LockFile, Locked, Phase, Python};
 use crate::mount;
 use crate::node::{Node, Transaction};
 use crate::plan::Plan;
@@ -17,106 +21,400 @@ use crate::run;
 use crate::source::Source;
 use crate::stage::{self, Stage};
 use crate::storage;
+use crate::ui;
 use crate::undo;
 
-/// Resolve a profile's requirements and write farmctl.lock beside it
+/// Write farmctl.lock: every package and distribution of a profile, by hash
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  farmctl lock profiles/hello")]
+#[command(
+    after_help = "Examples:\n  farmctl lock profiles/hello\n  farmctl lock profiles/hello --update\n  farmctl lock profiles/hello --update openssl libssl3\n\nWithout --update, what is locked stays and what is missing is added."
+)]
 pub struct Args {
     /// The profile: its file, or a directory with a profile.toml
     profile: PathBuf,
+    /// Packages and distributions that --update moves, instead of all
+    #[arg(value_name = "PACKAGE", requires = "update")]
+    packages: Vec<String>,
+    /// Move on to what mirror and index offer now, and show what changed
+    #[arg(long)]
+    update: bool,
     /// Show what would be done and stop
     #[arg(long)]
     dry_run: bool,
 }
 
+/// What may get another version.
+enum Moves {
+    Nothing,
+    All,
+    These(Vec<String>),
+}
+
+impl Moves {
+    fn of(args: &Args, lock: Option<&LockFile>, directory: &Path) -> Result<Self> {
+        if !args.update {
+            return Ok(Self::Nothing);
+        }
+        if args.packages.is_empty() {
+            return Ok(Self::All);
+        }
+        let Some(lock) = lock else {
+            return refuse(
+                "there is no farmctl.lock yet",
+                format!("farmctl lock {}", directory.display()),
+            )
+            .exit(Exit::Usage);
+        };
+        let unknown: Vec<&str> = args
+            .packages
+            .iter()
+            .map(String::as_str)
+            .filter(|name| !packages(lock).chain(distributions(lock)).any(|(one, _)| one == *name))
+            .collect();
+        if unknown.is_empty() {
+            return Ok(Self::These(args.packages.clone()));
+        }
+        refuse(
+            format_args!("farmctl.lock has no {}", unknown.join(", ")),
+            "PACKAGE is a name in farmctl.lock, of a Debian package or a distribution",
+        )
+        .exit(Exit::Usage)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::All => true,
+            Self::These(names) => names.iter().any(|one| one == name),
+        }
+    }
+}
+
+/// Debian packages of a lock with their versions.
+fn packages(lock: &LockFile) -> impl Iterator<Item = (&str, &str)> {
+    lock.debian.packages.iter().map(|deb| (deb.name.as_str(), deb.version.as_str()))
+}
+
+/// Python distributions of a lock with their versions.
+fn distributions(lock: &LockFile) -> impl Iterator<Item = (&str, &str)> {
+    let all = lock.python.iter().flat_map(|python| &python.distributions);
+    all.map(|one| (one.name.as_str(), one.version.as_str()))
+}
+
+struct Locking<'a> {
+    source: Source,
+    environment: EnvironmentRecord,
+    archive: Archive,
+    pool: Pool,
+    choice: Option<Choice>,
+    moves: Moves,
+    node: &'a Node,
+    context: &'a Context,
+}
+
 /// Carries the verb out.
 ///
 /// # Errors
-/// When the requirements cannot be resolved; an existing lock file is then as it was.
+/// When something cannot be resolved; an existing lock file is then as it was.
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let node = context.node()?;
-    run::require(&crate::chroot::TOOLS)?;
+    run::require(&[&crate::chroot::TOOLS[..], &debian::TOOLS[..]].concat())?;
     let source = Source::read(&args.profile)?;
-    let name = &source.profile.name;
+    let name = source.profile.name.clone();
+    let old = source.lock.as_ref().map(|(lock, _)| lock.clone());
+    let moves = Moves::of(args, old.as_ref(), &source.directory)?;
     let environment = stage::environment(&node, &source)?;
     let choice = match &source.profile.python {
         Some(python) => Some(python::choose(
             python.installer,
             &node.layout().tools(),
             &environment.architecture,
+            false,
         )?),
         None => None,
     };
+    let archive = Archive::of(&source.profile.environment)?;
+    let pool = locked::pool(node.layout(), &archive.suite, &environment.architecture);
+    let locking =
+        Locking { source, environment, archive, pool, choice, moves, node: &node, context };
+    let path = locking.source.directory.join(lockfile::FILE);
     if args.dry_run {
-        let mut plan = Plan::new(format!("lock {name}"));
-        let storage = storage::named(&environment.storage, &node.site())?;
-        plan.commands(
-            format!("fork volume {}", environment.volume),
-            storage.describe_fork(&environment.volume, "fv-stage-…")?,
-        );
-        plan.step("resolve the requirements for its Python");
-        plan.step(format!("write {}", source.directory.join(lockfile::FILE).display()));
-        context.show_plan(&plan);
+        context.show_plan(&locking.plan(&path)?);
         return Ok(Exit::Done);
     }
     let _lock = node.lock(&format!("env-{name}"), "lock")?;
     mount::private_namespace()?;
-    let python = undo::attempt(&node, "lock", name, |transaction| {
-        resolve(&source, &environment, choice.as_ref(), &node, context, transaction)
-    })
-    .with_context(|| format!("locking {name}"))?;
-    let lock = LockFile {
-        schema: lockfile::SCHEMA,
-        debian: Debian { epoch: environment.epoch, releases: environment.releases.clone() },
-        python,
-    };
-    let path = source.directory.join(lockfile::FILE);
+    let lock = undo::attempt(&node, "lock", &name, |transaction| locking.lock(transaction))
+        .with_context(|| format!("locking {name}"))?;
+    if let Some(old) = &old {
+        show_changes(old, &lock, context);
+    }
     let text = lock.render()?;
     if file::read_if_there(&path)?.is_some_and(|known| known == text) {
         context.ui.already(format!("{} is up to date", path.display()));
         return Ok(Exit::Done);
     }
     file::publish(&path, text.as_bytes(), 0o644)?;
-    let count = lock.python.map_or(0, |python| python.distributions.len());
-    context.ui.done(format!("wrote {}: {count} distributions", path.display()));
+    context.ui.done(format!(
+        "wrote {}: {} packages, {} distributions",
+        path.display(),
+        packages(&lock).count(),
+        distributions(&lock).count()
+    ));
     Ok(Exit::Done)
 }
 
-fn resolve(
-    source: &Source,
-    environment: &EnvironmentRecord,
-    choice: Option<&Choice>,
-    node: &Node,
-    context: &Context,
-    transaction: &mut Transaction,
-) -> Result<Option<Python>> {
-    let (Some(python), Some(choice)) = (&source.profile.python, choice) else { return Ok(None) };
-    let ui = &context.ui;
-    let storage = storage::named(&environment.storage, &node.site())?;
-    ui.step(format!("forking volume {}", environment.volume));
-    let mut stage = Stage::open(storage.as_ref(), environment, source, node.layout(), transaction)?;
-    stage.install_build_packages(&stage::build_packages(&source.profile, Some(choice)))?;
-    for command in &source.profile.build.before {
-        ui.step(command);
-        stage.run_step(command)?;
+/// A line for each package and distribution that is not as it was. Packages that were not
+/// locked at all before are no news one by one.
+fn show_changes(old: &LockFile, new: &LockFile, context: &Context) {
+    let mut changes = Vec::new();
+    if old.debian.is_complete() {
+        changes = lockfile::changes(packages(old), packages(new));
     }
-    let virtualenv = source.profile.virtualenv();
-    let installer = stage::make_virtualenv(&mut stage, python, &virtualenv, choice, node.layout())?;
-    let resolved = match stage.requirements(python)? {
-        None => None,
-        Some((file, text)) => {
-            ui.step(format!("resolving {} with {}", file_name(&file), installer.name()));
-            let distributions: Vec<Locked> = if lockfile::all_hashed(&text) {
-                lockfile::parse_requirements(&text)?
-            } else {
-                python::explain(installer.resolve(&stage.chroot, &virtualenv, &file))?
-            };
-            Some(Python { requirements_sha256: crate::hash::hex(text.as_bytes()), distributions })
+    changes.extend(lockfile::changes(distributions(old), distributions(new)));
+    let version = |side: &Option<String>| side.clone().unwrap_or_else(|| "none".to_owned());
+    let rows: Vec<Vec<String>> = changes
+        .iter()
+        .map(|(name, old, new)| vec![name.clone(), format!("{} → {}", version(old), version(new))])
+        .collect();
+    if !rows.is_empty() {
+        context.ui.answer(ui::table(&rows));
+    }
+}
+
+impl Locking<'_> {
+    fn plan(&self, path: &Path) -> Result<Plan> {
+        let mut plan = Plan::new(format!("lock {}", self.source.profile.name));
+        if self.known_debian()?.is_some() {
+            plan.step("keep the Debian packages; fetch those the pool lacks");
+        } else {
+            let suites: Vec<String> =
+                self.archive.suites().into_iter().map(|(suite, _)| suite).collect();
+            plan.step(format!("read the archive's indexes: {}", suites.join(", ")));
+            plan.step("resolve the Debian packages; fetch those the pool lacks");
         }
-    };
-    stage.close(storage.as_ref())?;
-    Ok(resolved)
+        if self.source.profile.python.is_some() {
+            let storage = storage::named(&self.environment.storage, &self.node.site())?;
+            plan.commands(
+                format!("fork volume {}", self.environment.volume),
+                storage.describe_fork(&self.environment.volume, "fv-stage-…")?,
+            );
+            plan.step("resolve the requirements for its Python; fetch what the pool lacks");
+        }
+        plan.step(format!("write {}", path.display()));
+        Ok(plan)
+    }
+
+    fn old(&self) -> Option<&LockFile> {
+        self.source.lock.as_ref().map(|(lock, _)| lock)
+    }
+
+    /// The locked packages, if nothing is to be added to them and none is to move.
+    fn known_debian(&self) -> Result<Option<&Debian>> {
+        let Fit::Whole(known) = locked::fit(&self.source)? else { return Ok(None) };
+        let moves = known.packages.iter().any(|deb| self.moves.has(&deb.name));
+        Ok((!moves).then_some(known))
+    }
+
+    fn lock(&self, transaction: &mut Transaction) -> Result<LockFile> {
+        let work = locked::work(self.node.layout(), transaction)?;
+        let debian = if let Some(known) = self.known_debian()? {
+            let apt = || self.read_archive(&[], &[], &work);
+            locked::fill(known, &self.source, &self.pool, Network::Allowed, &apt, transaction)?;
+            known.clone()
+        } else {
+            self.resolve_packages(&work, transaction)?
+        };
+        let python = self.resolve_requirements(&debian, &work, transaction)?;
+        storage::remove_tree(&work)?;
+        Ok(LockFile { schema: lockfile::SCHEMA, debian, python })
+    }
+
+    fn read_archive(&self, pins: &[String], more: &[String], work: &Path) -> Result<Apt> {
+        let architecture = &self.environment.architecture;
+        self.context.ui.step(format!("reading the indexes of {}", self.archive.mirror));
+        locked::read_archive(&self.source, &self.archive, architecture, pins, more, work)
+    }
+
+    fn resolve_packages(&self, work: &Path, transaction: &mut Transaction) -> Result<Debian> {
+        let ui = &self.context.ui;
+        let environment = &self.source.profile.environment;
+        let old = self.old().map(|lock| &lock.debian);
+        let stays = |deb: &&Deb| !self.moves.has(&deb.name);
+        let kept: Vec<&Deb> = old.iter().flat_map(|old| &old.packages).filter(stays).collect();
+        let pins: Vec<String> = kept
+            .iter()
+            .map(|deb| {
+                format!("Package: {}\nPin: version {}\nPin-Priority: 990\n", deb.name, deb.version)
+            })
+            .collect();
+        let more = self.kept_archive(&kept, work)?;
+        let apt = self.read_archive(&pins, &more, work)?;
+        let releases = apt.releases(&self.archive)?;
+        if let Some(old) = old {
+            locked::refuse_older(old, &releases)?;
+        }
+        ui.step("resolving the Debian packages");
+        let base = debian::base_packages(environment, &self.archive, &work.join("base"))?;
+        let mut wanted = base.clone();
+        wanted.extend(debian::extra_packages(environment));
+        wanted.extend(locked::own_paths(&self.source)?);
+        let hint = "are all packages of environment.packages and build.packages in one of its \
+                    apt sources, and do those that stay fit? farmctl lock --update";
+        let resolve = |wanted: &[String]| apt.resolve(wanted).hint(hint);
+        let environment = resolve(&wanted)?;
+        wanted.extend(locked::build_packages(&self.source.profile));
+        let all = resolve(&wanted)?;
+        let own = locked::own_packages(&self.source)?;
+        let packages = phases(all, &environment, &base, &own);
+        let epoch = releases.iter().map(|release| release.date).max().unwrap_or_default();
+        let request_sha256 = locked::request(&self.source)?;
+        let lock = Debian { epoch, request_sha256, releases, packages };
+        ui.step(format!("keeping {} packages in the pool", lock.packages.len()));
+        let apt = || Ok(apt.clone());
+        locked::fill(&lock, &self.source, &self.pool, Network::Allowed, &apt, transaction)?;
+        Ok(lock)
+    }
+
+    /// An apt source with the packages that stay: the mirror may not have them any more.
+    fn kept_archive(&self, kept: &[&Deb], work: &Path) -> Result<Vec<String>> {
+        let missing = self.pool.missing(kept.iter().copied())?;
+        let here: Vec<Deb> =
+            kept.iter().filter(|deb| !missing.contains(deb)).map(|deb| (*deb).clone()).collect();
+        if here.is_empty() {
+            return Ok(Vec::new());
+        }
+        let suite = &self.archive.suite;
+        let lock = Debian {
+            epoch: 0,
+            request_sha256: String::new(),
+            releases: Vec::new(),
+            packages: here,
+        };
+        let repository =
+            locked::publish(&lock, &self.pool, suite, &self.environment.architecture, work)?;
+        // Not file:, by which the profile's own packages are known.
+        Ok(vec![format!(
+            "Types: deb\nURIs: copy:{}\nSuites: {suite}\nComponents: main\nTrusted: yes\n",
+            repository.display()
+        )])
+    }
+
+    /// Resolves the requirements in a fork of the environment, by its own Python.
+    fn resolve_requirements(
+        &self,
+        debian: &Debian,
+        work: &Path,
+        transaction: &mut Transaction,
+    ) -> Result<Option<Python>> {
+        let profile = &self.source.profile;
+        let (Some(python), Some(choice)) = (&profile.python, &self.choice) else {
+            return Ok(None);
+        };
+        let ui = &self.context.ui;
+        let layout = self.node.layout();
+        let storage = storage::named(&self.environment.storage, &self.node.site())?;
+        ui.step(format!("forking volume {}", self.environment.volume));
+        let mut stage =
+            Stage::open(storage.as_ref(), &self.environment, &self.source, layout, transaction)?;
+        self.follow(&mut stage, debian, work)?;
+        stage.install_build_packages(&locked::build_packages(profile))?;
+        for command in &profile.build.before {
+            ui.step(command);
+            stage.run_step(command)?;
+        }
+        let virtualenv = profile.virtualenv();
+        let installer = stage::make_virtualenv(&mut stage, python, &virtualenv, choice, layout)?;
+        let resolved = match stage.requirements(python)? {
+            None => None,
+            Some((file, text)) => {
+                let requirements_sha256 = crate::hash::hex(text.as_bytes());
+                let old = self.old().and_then(|lock| lock.python.as_ref());
+                let distributions: Vec<Locked> = if lockfile::all_hashed(&text) {
+                    lockfile::parse_requirements(&text)?
+                } else if let Some(known) = old.filter(|old| {
+                    old.requirements_sha256 == requirements_sha256
+                        && !old.distributions.iter().any(|one| self.moves.has(&one.name))
+                }) {
+                    known.distributions.clone()
+                } else {
+                    ui.step(format!("resolving {} with {}", file_name(&file), installer.name()));
+                    let kept: Vec<&Locked> = old
+                        .iter()
+                        .flat_map(|old| &old.distributions)
+                        .filter(|one| !self.moves.has(&one.name))
+                        .collect();
+                    let resolved = installer.resolve(&stage.chroot, &virtualenv, &file, &kept);
+                    python::explain(resolved)?
+                };
+                Some(Python { requirements_sha256, distributions })
+            }
+        };
+        if let Some(python) = &resolved {
+            self.keep_wheels(python, &mut stage, &virtualenv)?;
+        }
+        stage.close(storage.as_ref())?;
+        Ok(resolved)
+    }
+
+    /// Has the stage take packages from the pool, if the environment is not newer than the
+    /// lock: apt does not go back.
+    fn follow(&self, stage: &mut Stage, debian: &Debian, work: &Path) -> Result<()> {
+        let own = locked::own_packages(&self.source)?;
+        let fits = stage.before.iter().all(|there| {
+            let same = |deb: &Deb| (&deb.name, &deb.version) == (&there.name, &there.version);
+            own.contains(&there.name) || debian.packages.iter().any(same)
+        });
+        if !fits {
+            return Ok(());
+        }
+        let suite = &self.archive.suite;
+        let architecture = &self.environment.architecture;
+        let repository = locked::publish(debian, &self.pool, suite, architecture, work)?;
+        stage.follow(&repository, suite)
+    }
+
+    /// Keeps a file of each distribution, for bakes without a network.
+    fn keep_wheels(&self, python: &Python, stage: &mut Stage, virtualenv: &Path) -> Result<()> {
+        let wheels = locked::wheels(self.node.layout());
+        if python::missing(&wheels, &python.distributions)?.is_empty() {
+            return Ok(());
+        }
+        let ui = &self.context.ui;
+        ui.step(format!("keeping {} distributions in the pool", python.distributions.len()));
+        let file = format!("{}/locked.txt", crate::chroot::BORROWED);
+        std::fs::write(stage.chroot.outside(&file), python.requirements())
+            .context("writing the requirements")?;
+        let kept = python::download(&mut stage.chroot, virtualenv, &file, &wheels);
+        run::check_interrupted()?;
+        if let Err(error) = kept {
+            // The lock is right without them.
+            ui.warn(format!("bake --offline will lack distributions: {error:#}"));
+        }
+        Ok(())
+    }
+}
+
+/// What is to be locked of what apt would install: when it is installed, without the
+/// profile's own packages, by name.
+fn phases(all: Vec<Offer>, environment: &[Offer], base: &[String], own: &[String]) -> Vec<Deb> {
+    let mut packages: Vec<Deb> = all
+        .into_iter()
+        .map(|offer| offer.deb)
+        .filter(|deb| !own.contains(&deb.name))
+        .map(|deb| {
+            let phase = if base.contains(&deb.name) {
+                Phase::Base
+            } else if environment.iter().any(|offer| offer.deb.name == deb.name) {
+                Phase::Environment
+            } else {
+                Phase::Build
+            };
+            Deb { phase, ..deb }
+        })
+        .collect();
+    packages.sort();
+    packages
 }
 
 fn file_name(path: &str) -> &str {

@@ -19,6 +19,7 @@ use crate::trust;
 use crate::ui::Ui;
 
 pub mod bake;
+mod baking;
 pub mod bootstrap;
 pub mod completions;
 pub mod diff;

@@ -13,7 +13,7 @@ use crate::profile::Environment;
 use crate::run::Invocation;
 
 /// apt's own downloader: it honours the host's apt proxy and certificate settings.
-const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
+pub(super) const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
 
 /// The archive an environment is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,15 +62,26 @@ impl Archive {
         suites
     }
 
+    /// The suite of security updates, and its apt source alone.
+    #[must_use]
+    pub fn security_source(&self) -> Option<(String, String)> {
+        let name = format!("{}-security", self.suite);
+        let suites = self.suites();
+        let (suite, mirror) = suites.into_iter().find(|(suite, _)| *suite == name)?;
+        let source = self.stanza(mirror, &suite);
+        Some((suite, source))
+    }
+
+    fn stanza(&self, uri: &str, suites: &str) -> String {
+        let components = self.components.join(" ");
+        format!(
+            "Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: {components}\nSigned-By: {KEYRING}\n"
+        )
+    }
+
     /// The apt source of the environment, in deb822 (sources.list(5)).
     #[must_use]
     pub fn sources(&self) -> String {
-        let components = self.components.join(" ");
-        let stanza = |uri: &str, suites: &str| {
-            format!(
-                "Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: {components}\nSigned-By: {KEYRING}\n"
-            )
-        };
         let suites = self.suites();
         let of = |uri: &str| -> String {
             let names: Vec<&str> = suites
@@ -80,12 +91,12 @@ impl Archive {
                 .collect();
             names.join(" ")
         };
-        let mut text = stanza(&self.mirror, &of(&self.mirror));
+        let mut text = self.stanza(&self.mirror, &of(&self.mirror));
         if let Some(security) = self.security.as_deref().filter(|uri| *uri != self.mirror) {
             let names = of(security);
             if !names.is_empty() {
                 text.push('\n');
-                text.push_str(&stanza(security, &names));
+                text.push_str(&self.stanza(security, &names));
             }
         }
         text
@@ -193,7 +204,7 @@ pub fn fetch_indexes(archive: &Archive, work: &Path) -> Result<Vec<InRelease>> {
 }
 
 /// Seconds since 1970 of a Release file's `Date:`.
-fn release_date(release: &str) -> Result<i64> {
+pub(super) fn release_date(release: &str) -> Result<i64> {
     let date = release
         .lines()
         .find_map(|line| line.strip_prefix("Date:"))
@@ -217,8 +228,8 @@ fn download(uri: &str, target: &Path) -> Result<()> {
 
 /// Where downloaded packages are kept on the host, per suite and architecture.
 #[must_use]
-pub fn package_cache(cache: &Path, archive: &Archive, architecture: &str) -> PathBuf {
-    cache.join("debs").join(format!("{}_{architecture}", archive.suite))
+pub fn package_cache(cache: &Path, suite: &str, architecture: &str) -> PathBuf {
+    cache.join("debs").join(format!("{suite}_{architecture}"))
 }
 
 #[cfg(test)]

@@ -4,11 +4,16 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
+use super::DPKG;
 use crate::chroot::Chroot;
 use crate::file;
 use crate::manifest::Package;
+use crate::run::{Invocation, Tool};
+
+/// Reads a package's file.
+pub(super) const DPKG_DEB: Tool = Tool { name: "dpkg-deb", package: "dpkg" };
 
 /// Debian packages installed in a tree, by name.
 ///
@@ -41,6 +46,29 @@ pub fn installed_packages(chroot: &Chroot) -> Result<Vec<Package>> {
         .collect();
     packages.sort();
     Ok(packages)
+}
+
+/// Whether one Debian version is older than another, by dpkg's own comparison.
+///
+/// # Errors
+/// When one of them is no version.
+pub fn is_older(version: &str, than: &str) -> Result<bool> {
+    let call = Invocation::of(&DPKG).args(["--compare-versions", version, "lt", than]);
+    let outcome = call.outcome()?;
+    match outcome.status.code() {
+        Some(0) => Ok(true),
+        Some(1) => Ok(false),
+        _ => bail!("comparing the versions {version:?} and {than:?}: {}", outcome.stderr.trim()),
+    }
+}
+
+/// Name of the package in a file.
+///
+/// # Errors
+/// When it is none.
+pub fn name_of(file: &Path) -> Result<String> {
+    let call = Invocation::of(&DPKG_DEB).arg("--field").arg(file).arg("Package");
+    Ok(call.output()?.trim().to_owned())
 }
 
 /// Which package owns each path of a tree, from dpkg's file lists.

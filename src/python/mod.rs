@@ -15,7 +15,7 @@ use crate::file;
 use crate::lockfile::{Locked, parse_requirements};
 use crate::manifest::Distribution;
 use crate::profile;
-use crate::run::{Invocation, Tool};
+use crate::run::{Invocation, Tool, check_interrupted};
 
 const UV: Tool = Tool { name: "uv", package: "uv" };
 /// The uv that is fetched from the package index when the host has none: version, and
@@ -54,9 +54,14 @@ pub enum Choice {
 ///
 /// # Errors
 /// When the profile asks for uv and it cannot be had.
-pub fn choose(wanted: profile::Installer, tools: &Path, architecture: &str) -> Result<Choice> {
+pub fn choose(
+    wanted: profile::Installer,
+    tools: &Path,
+    architecture: &str,
+    offline: bool,
+) -> Result<Choice> {
     let fetched = tools.join(format!("uv-{UV_VERSION}")).join("uv");
-    let can_fetch = UV_WHEELS.iter().any(|(name, _)| *name == architecture);
+    let can_fetch = !offline && UV_WHEELS.iter().any(|(name, _)| *name == architecture);
     let found = UV.path().or_else(|| fetched.is_file().then_some(fetched));
     match (wanted, found) {
         (profile::Installer::Pip, _) => Ok(Choice::Pip),
@@ -64,6 +69,10 @@ pub fn choose(wanted: profile::Installer, tools: &Path, architecture: &str) -> R
         (_, Some(path)) => Ok(Choice::Uv(path)),
         (_, None) if can_fetch => Ok(Choice::FetchUv),
         (profile::Installer::Auto, None) => Ok(Choice::Pip),
+        (profile::Installer::Uv, None) if offline => refuse(
+            "uv is not on this machine",
+            "a bake with a network fetches it; or set python.installer = \"pip\"",
+        ),
         (profile::Installer::Uv, None) => refuse(
             format_args!(
                 "uv is not installed, and farmctl knows no wheel of it for {architecture}"
@@ -201,7 +210,14 @@ impl Installer {
     }
 
     fn installing(&self, chroot: &Chroot, virtualenv: &Path) -> Invocation {
-        let call = self.call(chroot, virtualenv, "install");
+        let mut call = self.call(chroot, virtualenv, "install");
+        let wheels = format!("{BORROWED}/{POOL}");
+        if chroot.outside(&wheels).exists() {
+            call = call.args(["--no-index", "--find-links", &wheels]);
+            if matches!(self, Self::Uv(_)) {
+                call = call.arg("--offline");
+            }
+        }
         match self {
             // Byte code is compiled afterwards, serially: compiled in parallel or with
             // paths of a build, it differs from run to run (python/cpython#129724).
@@ -210,43 +226,105 @@ impl Installer {
         }
     }
 
-    /// Resolves a requirements file for the virtualenv's interpreter, with hashes.
+    /// Resolves a requirements file for the virtualenv's interpreter, with hashes; what is
+    /// in `kept` stays at its version.
     ///
     /// # Errors
     /// When it cannot be resolved: with the program's own words.
-    pub fn resolve(&self, chroot: &Chroot, virtualenv: &Path, file: &str) -> Result<Vec<Locked>> {
+    pub fn resolve(
+        &self,
+        chroot: &Chroot,
+        virtualenv: &Path,
+        file: &str,
+        kept: &[&Locked],
+    ) -> Result<Vec<Locked>> {
+        let pins = format!("{BORROWED}/kept.txt");
+        let lines = kept.iter().map(|one| format!("{}=={}\n", one.name, one.version));
+        fs::write(chroot.outside(&pins), lines.collect::<String>())
+            .context("writing the versions that stay")?;
         match self {
             Self::Uv(_) => {
-                let text = self
-                    .call(chroot, virtualenv, "compile")
+                // It keeps what its output file has, where the requirements let it.
+                self.call(chroot, virtualenv, "compile")
                     .args([
                         "--quiet",
                         "--generate-hashes",
                         "--no-header",
                         "--no-annotate",
                         "--no-strip-extras",
+                        "--output-file",
+                        &pins,
                         file,
                     ])
-                    .output()?;
+                    .run()?;
+                let text = fs::read_to_string(chroot.outside(&pins))
+                    .context("reading what uv resolved")?;
                 parse_requirements(&text)
             }
             Self::Pip(_) => {
-                let report = self
-                    .call(chroot, virtualenv, "install")
-                    .args([
-                        "--quiet",
-                        "--dry-run",
-                        "--ignore-installed",
-                        "--report",
-                        "-",
-                        "-r",
-                        file,
-                    ])
-                    .output()?;
-                parse_report(&report)
+                let report = |more: &[&str]| {
+                    self.call(chroot, virtualenv, "install")
+                        .args(["--quiet", "--dry-run", "--ignore-installed", "--report", "-"])
+                        .args(more)
+                        .args(["-r", file])
+                        .output()
+                };
+                // A constraint is strict: what does not fit any more must move.
+                let text = report(&["--constraint", &pins]).or_else(|error| {
+                    check_interrupted()?;
+                    if kept.is_empty() { Err(error) } else { report(&[]) }
+                })?;
+                parse_report(&text)
             }
         }
     }
+}
+
+/// Name inside of the wheels and sdists that are all there is without a network.
+const POOL: &str = "wheels";
+
+/// Lends kept wheels and sdists to a build, which installs from these alone then.
+///
+/// # Errors
+/// When they cannot be bound.
+pub fn lend_pool(chroot: &mut Chroot, wheels: &Path) -> Result<()> {
+    file::make_directory(wheels, 0o755)?;
+    chroot.lend(wheels, POOL).map(drop)
+}
+
+/// Downloads what a requirements file names, by hash, to the directory `wheels` of the host,
+/// with the environment's own pip: [`PIP_PACKAGE`] must be installed.
+///
+/// # Errors
+/// When it cannot be fetched, or has other hashes.
+pub fn download(chroot: &mut Chroot, virtualenv: &Path, file: &str, wheels: &Path) -> Result<()> {
+    let inside = format!("{BORROWED}/kept");
+    chroot.lend_writable(wheels, &inside)?;
+    let pip = Installer::Pip(pip_wheel(chroot)?);
+    pip.call(chroot, virtualenv, "download")
+        .args(["--quiet", "--no-deps", "--require-hashes", "--dest", &inside, "-r", file])
+        .run()
+}
+
+/// Names and versions of the distributions of which no locked file is in the directory.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn missing(wheels: &Path, distributions: &[Locked]) -> Result<Vec<String>> {
+    let plain = |name: &str| name.to_lowercase().replace(['_', '.'], "-");
+    let files = file::names_in(wheels)?;
+    let mut missing = Vec::new();
+    for distribution in distributions {
+        let begin = format!("{}-", plain(&distribution.name));
+        let mut there = false;
+        for name in files.iter().filter(|name| plain(name).starts_with(&begin)) {
+            there |= distribution.sha256.contains(&crate::hash::of_file(&wheels.join(name))?);
+        }
+        if !there {
+            missing.push(format!("{} {}", distribution.name, distribution.version));
+        }
+    }
+    Ok(missing)
 }
 
 impl Invocation {

@@ -1,0 +1,450 @@
+//! Baking, for the verb and for `verify --rebuild`.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::Context;
+use crate::debian::{self, Archive as Mirror, Ownership};
+use crate::error::{Mark as _, refuse};
+use crate::file;
+use crate::layout::START_SCRIPT;
+use crate::locked::{self, Fit, Network};
+use crate::lockfile::Debian;
+use crate::manifest::{self, Hashed, Inputs, Manifest, Owner, Payload};
+use crate::node::{Node, Object, Transaction};
+use crate::profile::{Profile, When};
+use crate::python::{self, Choice};
+use crate::release::EnvironmentRecord;
+use crate::run;
+use crate::signature::SecretKey;
+use crate::source::{self, Source};
+use crate::stage::{self, Stage};
+use crate::start_script;
+use crate::storage::{self, Storage};
+use crate::tarball::{self, Archive};
+use crate::template;
+use crate::ui;
+
+/// What is to be baked, and of what.
+pub(super) struct Baking {
+    /// The key to sign with, if it is to be signed.
+    pub key: Option<SecretKey>,
+    pub serial: Option<u64>,
+    pub expires: Option<String>,
+    pub source: Source,
+    pub environment: EnvironmentRecord,
+    pub storage: Box<dyn Storage>,
+    pub choice: Option<Choice>,
+    pub out: PathBuf,
+    /// The packages the environment was made of, if a lock says which.
+    pub follow: Option<Debian>,
+    /// Whether whatever is not locked is refused.
+    pub strict: bool,
+    pub network: Network,
+}
+
+impl Baking {
+    /// Reads what a bake of this profile into this directory needs.
+    ///
+    /// # Errors
+    /// When there is no environment, or it is to be strict and something is not as locked.
+    pub(super) fn of(
+        source: Source,
+        directory: &Path,
+        strict: bool,
+        network: Network,
+        node: &Node,
+        context: &Context,
+    ) -> Result<Self> {
+        let environment = stage::environment(node, &source)?;
+        let follow = follows(&source, &environment, strict, network, context)?;
+        if network == Network::Denied {
+            locked::require_wheels(&source, node.layout())?;
+        }
+        let storage = storage::named(&environment.storage, &node.site())?;
+        let choice = match &source.profile.python {
+            Some(python) => Some(python::choose(
+                python.installer,
+                &node.layout().tools(),
+                &environment.architecture,
+                network == Network::Denied,
+            )?),
+            None => None,
+        };
+        let Profile { name, version, .. } = &source.profile;
+        let out = directory.join(format!("{name}_{version}_{}.tar.xz", environment.architecture));
+        Ok(Self {
+            key: None,
+            serial: None,
+            expires: None,
+            source,
+            environment,
+            storage,
+            choice,
+            out,
+            follow,
+            strict,
+            network,
+        })
+    }
+}
+
+/// The locked packages, if the environment was made of them.
+fn follows(
+    source: &Source,
+    environment: &EnvironmentRecord,
+    strict: bool,
+    network: Network,
+    context: &Context,
+) -> Result<Option<Debian>> {
+    let lock = match locked::fit(source)? {
+        _ if strict => locked::require(source)?,
+        Fit::Whole(lock) => lock,
+        Fit::None | Fit::Stale => return Ok(None),
+    };
+    if environment.locked == locked::identity(lock) {
+        return Ok(Some(lock.clone()));
+    }
+    let offline = if network == Network::Denied { " --offline" } else { "" };
+    let message = "the environment was not made of the packages in farmctl.lock";
+    let hint = format!("farmctl bootstrap {}{offline}", source.directory.display());
+    if strict {
+        return refuse(message, hint);
+    }
+    context.ui.warn(format!("{message}: {hint}"));
+    Ok(None)
+}
+
+/// Bakes; the tarball is published at the end, or nothing is left.
+///
+/// # Errors
+/// When a step of the build fails.
+pub(super) fn bake(
+    baking: &Baking,
+    node: &Node,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<tarball::Packed> {
+    let ui = &context.ui;
+    let profile = &baking.source.profile;
+    ui.step(format!("forking volume {}", baking.environment.volume));
+    let storage = baking.storage.as_ref();
+    let mut stage =
+        Stage::open(storage, &baking.environment, &baking.source, node.layout(), transaction)?;
+    let packages = stage::build_packages(profile, baking.choice.as_ref());
+    if !packages.is_empty() {
+        follow(baking, &mut stage, node, context, transaction)?;
+        ui.step(format!("installing build packages: {}", packages.join(", ")));
+        stage.install_build_packages(&packages)?;
+    }
+    for command in &profile.build.before {
+        ui.step(command);
+        stage.run_step(command)?;
+    }
+    install_python(baking, &mut stage, node, context, transaction)?;
+    install_files(baking, &stage, context)?;
+    run_jobs(profile, &stage, context)?;
+    ui.step("purging build packages, cleaning up");
+    stage.purge_build_packages()?;
+    let packages = debian::installed_packages(&stage.chroot)?;
+    let Stage { chroot, tree, project_sha256, volume, .. } = stage;
+    chroot.leave()?;
+    debian::clean(tree.path())?;
+
+    let draft = draft(baking, tree.path(), packages, project_sha256)?;
+    let packed = pack(baking, tree.path(), draft, context, transaction)?;
+    tree.close()?;
+    storage.remove(&volume)?;
+    storage::remove_tree(&node.layout().work(transaction.id()))?;
+    Ok(packed)
+}
+
+/// Has a stage take its packages from the pool, where a lock is followed.
+fn follow(
+    baking: &Baking,
+    stage: &mut Stage,
+    node: &Node,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let Some(lock) = &baking.follow else { return Ok(()) };
+    let Baking { source, environment, .. } = baking;
+    let EnvironmentRecord { suite, architecture, .. } = environment;
+    let work = locked::work(node.layout(), transaction)?;
+    let pool = locked::pool(node.layout(), suite, architecture);
+    let apt = || {
+        let archive = Mirror::of(&source.profile.environment)?;
+        context.ui.step(format!("fetching what the pool lacks from {}", archive.mirror));
+        locked::read_archive(source, &archive, architecture, &[], &[], &work)
+    };
+    locked::fill(lock, source, &pool, baking.network, &apt, transaction)?;
+    let repository = locked::publish(lock, &pool, suite, architecture, &work)?;
+    stage.follow(&repository, suite)
+}
+
+fn install_python(
+    baking: &Baking,
+    stage: &mut Stage,
+    node: &Node,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let profile = &baking.source.profile;
+    let (Some(python), Some(choice)) = (&profile.python, &baking.choice) else { return Ok(()) };
+    let ui = &context.ui;
+    let virtualenv = profile.virtualenv();
+    if baking.network == Network::Denied {
+        python::lend_pool(&mut stage.chroot, &locked::wheels(node.layout()))?;
+    }
+    ui.step(format!("making the virtualenv {}", virtualenv.display()));
+    let installer = stage::make_virtualenv(stage, python, &virtualenv, choice, node.layout())?;
+    if let Some((file, text)) = stage.requirements(python)? {
+        let hashed = stage::hashed_requirements(&baking.source, python, &text)?;
+        if hashed.is_none() && baking.strict {
+            return refuse(
+                "the requirements are neither hashed nor locked",
+                format!("farmctl lock {}", baking.source.directory.display()),
+            );
+        }
+        ui.step(format!("installing the requirements with {}", installer.name()));
+        if let Some(requirements) = &hashed {
+            let path = stage.chroot.outside(&file);
+            fs::write(&path, requirements)
+                .with_context(|| format!("writing {}", path.display()))?;
+        }
+        let call =
+            installer.install_requirements(&stage.chroot, &virtualenv, &file, hashed.is_some());
+        let spinner = ui.spinner(installer.name());
+        let installed = call.run_lines(|line| spinner.show(line));
+        python::explain(without_network(installed, baking))
+            .context("installing the requirements")?;
+    }
+    if let Some(project) = &python.project {
+        ui.step(format!("installing the project {project}"));
+        let path = fetch_project(project, baking, stage, node, transaction)?;
+        let call = installer.install_project(&stage.chroot, &virtualenv, &path);
+        python::explain(without_network(call.run(), baking)).context("installing the project")?;
+    }
+    python::normalise(&stage.chroot, &virtualenv)
+}
+
+/// Says what an installer may have lacked without a network.
+fn without_network(installed: Result<()>, baking: &Baking) -> Result<()> {
+    match baking.network {
+        Network::Allowed => installed,
+        Network::Denied => installed.hint_with(|| {
+            format!(
+                "the pool must have all of it, and wheels of what a build asks for: farmctl lock {}",
+                baking.source.directory.display()
+            )
+        }),
+    }
+}
+
+/// The project's path inside: in its copied files, or a pinned commit lent from the host.
+fn fetch_project(
+    project: &str,
+    baking: &Baking,
+    stage: &mut Stage,
+    node: &Node,
+    transaction: &mut Transaction,
+) -> Result<String> {
+    let Some(url) = project.strip_prefix("git+") else {
+        let path = Path::new(python::PROJECT).join(project);
+        let outside = stage.chroot.outside(&path);
+        let installable = outside.is_file()
+            || ["pyproject.toml", "setup.py", "setup.cfg"]
+                .iter()
+                .any(|name| outside.join(name).is_file());
+        if !installable {
+            return refuse(
+                format_args!(
+                    "{project} is neither a wheel, an sdist, nor a directory with a pyproject.toml or setup.py"
+                ),
+                "use [[copy]] for files that are no Python distribution",
+            );
+        }
+        return Ok(path.to_string_lossy().into_owned());
+    };
+    let (url, commit) = url.rsplit_once('@').unwrap_or((url, ""));
+    let work = locked::work(node.layout(), transaction)?;
+    let checkout = work.join("checkout");
+    crate::git::checkout(url, commit, &checkout).with_context(|| format!("fetching {project}"))?;
+    let target = stage.chroot.outside(format!("{}/checkout", crate::chroot::BORROWED));
+    source::copy_as_is(&checkout, &target, baking.environment.epoch)?;
+    storage::remove_tree(&checkout)?;
+    Ok(format!("{}/checkout", crate::chroot::BORROWED))
+}
+
+/// Copies, renders, and writes the start script.
+fn install_files(baking: &Baking, stage: &Stage, context: &Context) -> Result<()> {
+    let profile = &baking.source.profile;
+    let epoch = baking.environment.epoch;
+    for copied in &profile.copies {
+        context.ui.step(format!("copying {} to {}", copied.from.display(), copied.to.display()));
+        let from = stage.chroot.outside(Path::new(python::PROJECT).join(&copied.from));
+        if !from.exists() {
+            return refuse(
+                format_args!("there is no {} beside the profile", copied.from.display()),
+                "copy.from is relative to the profile; build.before may make it",
+            );
+        }
+        source::copy_as_is(&from, &stage.chroot.outside(&copied.to), epoch)?;
+    }
+    let values = template::Values::of(profile);
+    for rendered in &profile.files {
+        let text = template::render(rendered.content.as_deref().unwrap_or_default(), &values)
+            .with_context(|| format!("rendering {}", rendered.path.display()))?;
+        write_inside(stage, &rendered.path, text.as_bytes(), rendered.permissions())?;
+    }
+    for data in &profile.data {
+        file::make_directory(&stage.chroot.outside(&data.path), 0o755)?;
+    }
+    write_inside(stage, Path::new(START_SCRIPT), start_script::render(profile)?.as_bytes(), 0o755)?;
+    let compiled = stage::compiled_paths(profile);
+    if !compiled.is_empty() {
+        let interpreter = profile.python.as_ref().map_or("python3", |python| &python.interpreter);
+        python::compile(&stage.chroot, interpreter, &compiled)?;
+    }
+    Ok(())
+}
+
+fn write_inside(stage: &Stage, path: &Path, contents: &[u8], mode: u32) -> Result<()> {
+    let outside = stage.chroot.outside(path);
+    if let Some(parent) = outside.parent() {
+        file::make_directory(parent, 0o755)?;
+    }
+    file::publish(&outside, contents, mode)
+}
+
+fn run_jobs(profile: &Profile, stage: &Stage, context: &Context) -> Result<()> {
+    for job in profile.jobs.iter().filter(|job| job.when == When::Bake) {
+        if job.creates.as_ref().is_some_and(|path| stage.chroot.outside(path).exists()) {
+            continue;
+        }
+        context.ui.step(format!("running the job {}", job.name));
+        stage
+            .chroot
+            .call(START_SCRIPT)
+            .args(["job", &job.name])
+            .named(format!("job {}", job.name))
+            .run()
+            .hint_with(|| format!("its command is: {}", job.command))?;
+    }
+    Ok(())
+}
+
+/// The manifest as far as it is known before packing.
+fn draft(
+    baking: &Baking,
+    tree: &Path,
+    packages: Vec<manifest::Package>,
+    project_sha256: String,
+) -> Result<Manifest> {
+    let profile = &baking.source.profile;
+    let distributions = match &profile.python {
+        Some(_) => python::distributions(tree, &profile.virtualenv())?.0,
+        None => Vec::new(),
+    };
+    Ok(Manifest {
+        schema: manifest::SCHEMA,
+        farmctl: env!("CARGO_PKG_VERSION").to_owned(),
+        name: profile.name.clone(),
+        version: profile.version.clone(),
+        architecture: baking.environment.architecture.clone(),
+        epoch: baking.environment.epoch,
+        serial: baking.serial,
+        expires: baking.expires.clone(),
+        profile: profile.clone(),
+        inputs: Inputs {
+            releases: baking.environment.releases.clone(),
+            packages,
+            packages_sha256: baking.environment.locked.clone(),
+            distributions,
+            project_sha256,
+            lock_sha256: baking
+                .source
+                .lock
+                .as_ref()
+                .map(|(_, sha256)| sha256.clone())
+                .unwrap_or_default(),
+        },
+        files: Hashed { size: 0, sha256: String::new() },
+        payload: Payload { size: 0, sha256: String::new(), entries: 0, content: 0 },
+        segments: Vec::new(),
+        set_id: Vec::new(),
+        capabilities: Vec::new(),
+    })
+}
+
+fn pack(
+    baking: &Baking,
+    tree: &Path,
+    draft: Manifest,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<tarball::Packed> {
+    let ui = &context.ui;
+    let profile = &baking.source.profile;
+    let packages = Ownership::read(tree)?;
+    let mut distributions = HashMap::new();
+    if profile.python.is_some() {
+        distributions.extend(python::distributions(tree, &profile.virtualenv())?.1);
+    }
+    let copied: Vec<String> = profile
+        .copies
+        .iter()
+        .map(|copied| copied.to.to_string_lossy().trim_start_matches('/').to_owned())
+        .collect();
+    let owner_of = |path: &str| -> Owner {
+        if let Some(package) = packages.of(path) {
+            Owner::Package(package.to_owned())
+        } else if let Some(name) = distributions.get(path) {
+            Owner::Distribution(name.clone())
+        } else if copied.iter().any(|root| Path::new(path).starts_with(root)) {
+            Owner::Project
+        } else {
+            Owner::Generated
+        }
+    };
+    ui.step("hashing the tree");
+    let meter = ui.meter("hashing");
+    let scan = tarball::scan(tree, baking.environment.epoch, &owner_of, &|done, all| {
+        meter.set(done, all);
+        run::check_interrupted()
+    })?;
+    drop(meter);
+    let part = baking.out.with_extension("xz.part");
+    transaction.intend(Object::Path { path: part.clone() })?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    ui.step(format!("packing {} with {threads} threads", ui::size(scan.content)));
+    let meter = ui.meter("compressing");
+    let packed = tarball::pack(tree, &scan, draft, &part, threads, &|done, all| {
+        meter.set(done, all);
+        run::check_interrupted()
+    })?;
+    drop(meter);
+    let mut done = part;
+    if let Some(key) = &baking.key {
+        let signed = baking.out.with_extension("xz.signed.part");
+        transaction.intend(Object::Path { path: signed.clone() })?;
+        super::write_signed(&Archive::open(&done)?, key, &signed)?;
+        fs::remove_file(&done).with_context(|| format!("removing {}", done.display()))?;
+        done = signed;
+        ui.step(format!("signed with {}", key.public().id()));
+    }
+    publish(&done, &baking.out)?;
+    Ok(packed)
+}
+
+/// Puts a finished tarball in its place.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub(super) fn publish(part: &Path, out: &Path) -> Result<()> {
+    fs::rename(part, out).with_context(|| format!("publishing {}", out.display()))?;
+    file::sync_directory(out.parent().unwrap_or(Path::new("/")))
+}

@@ -1,0 +1,321 @@
+//! Following a lock: the packages it names are fetched into this machine's pool once, by
+//! hash, and installed from there, so that a mirror has no say in what a tree is made of.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::debian::apt::{self, Apt};
+use crate::debian::{self, Archive, Pool, pool};
+use crate::error::{Mark as _, refuse};
+use crate::file;
+use crate::layout::Layout;
+use crate::lockfile::Debian;
+use crate::manifest::{InRelease, Package};
+use crate::node::{Object, Transaction};
+use crate::profile::Profile;
+use crate::python;
+use crate::source::Source;
+use crate::storage;
+
+/// Whether what is not here may be fetched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// It may.
+    Allowed,
+    /// It may not: for tools, too.
+    Denied,
+}
+
+impl Network {
+    /// What `--offline` asks for.
+    #[must_use]
+    pub fn of(offline: bool) -> Self {
+        if offline { Self::Denied } else { Self::Allowed }
+    }
+
+    /// Takes the network away from this process and what it starts from now on, if it is
+    /// denied (`network_namespaces(7)`). To be called before any thread is started.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enforce(self) -> Result<()> {
+        match self {
+            Self::Allowed => Ok(()),
+            Self::Denied => {
+                unshare(CloneFlags::CLONE_NEWNET).context("making an empty network namespace")
+            }
+        }
+    }
+}
+
+/// Packages a bake of this profile installs first and purges last, with whichever
+/// installer: what a lock has to hold.
+#[must_use]
+pub fn build_packages(profile: &Profile) -> Vec<String> {
+    let mut packages = profile.build.packages.clone();
+    if profile.python.is_some() {
+        packages.push(python::PIP_PACKAGE.to_owned());
+    }
+    packages
+}
+
+/// SHA-256 of what a profile asks of the archive, which a lock was resolved for.
+///
+/// # Errors
+/// When one of its own packages cannot be read.
+pub fn request(source: &Source) -> Result<String> {
+    let environment = &source.profile.environment;
+    let all = serde_json::json!({
+        "suite": environment.suite,
+        "components": environment.components,
+        "include": environment.include,
+        "exclude": environment.exclude,
+        "packages": debian::extra_packages(environment),
+        "debs": source.deb_hashes()?,
+        "apt-sources": environment.apt_sources,
+        "apt-preferences": environment.apt_preferences,
+        "build": build_packages(&source.profile),
+    });
+    Ok(crate::hash::hex(all.to_string().as_bytes()))
+}
+
+/// What a profile's lock says about its packages.
+#[derive(Clone, Copy, Debug)]
+pub enum Fit<'a> {
+    /// Nothing.
+    None,
+    /// What another state of the profile asked for.
+    Stale,
+    /// All that this one asks for.
+    Whole(&'a Debian),
+}
+
+/// Looks whether a profile's lock can be followed.
+///
+/// # Errors
+/// As [`request`].
+pub fn fit(source: &Source) -> Result<Fit<'_>> {
+    let Some((lock, _)) = &source.lock else { return Ok(Fit::None) };
+    if !lock.debian.is_complete() {
+        return Ok(Fit::None);
+    }
+    let same = lock.debian.request_sha256 == request(source)?;
+    Ok(if same { Fit::Whole(&lock.debian) } else { Fit::Stale })
+}
+
+/// The lock of a profile's packages, where it must be followed.
+///
+/// # Errors
+/// When there is none, or it is not for this profile any more.
+pub fn require(source: &Source) -> Result<&Debian> {
+    let hint = format!("farmctl lock {}", source.directory.display());
+    match fit(source)? {
+        Fit::Whole(lock) => Ok(lock),
+        Fit::Stale => refuse("the profile has changed since farmctl.lock was written", hint),
+        Fit::None => refuse("there is no farmctl.lock with the profile's Debian packages", hint),
+    }
+}
+
+/// What identifies the packages of a lock: SHA-256, hex.
+#[must_use]
+pub fn identity(lock: &Debian) -> String {
+    crate::hash::hex(lock.canonical().as_bytes())
+}
+
+/// Refuses indexes older than the locked ones: a mirror that stands still or went back, be
+/// it by accident or to keep a security update from being seen.
+///
+/// # Errors
+/// Exactly then.
+pub fn refuse_older(lock: &Debian, offered: &[InRelease]) -> Result<()> {
+    let Some((locked, here)) = lock.older(offered) else { return Ok(()) };
+    refuse(
+        format_args!(
+            "the mirror's index of {} is of {}, older than the locked one of {}",
+            here.suite,
+            time(here.date),
+            time(locked.date)
+        ),
+        "it was frozen or rolled back: take another mirror, or farmctl bake --offline",
+    )
+}
+
+fn time(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| seconds.to_string(), |at| at.to_string())
+}
+
+/// What to do about a lock the mirror has moved on from.
+#[must_use]
+pub fn update(source: &Source) -> String {
+    format!("farmctl lock {} --update", source.directory.display())
+}
+
+/// What to do about a pool that lacks something.
+fn with_network(source: &Source) -> String {
+    let profile = source.directory.display();
+    format!("farmctl lock {profile} fetches what is missing, with a network")
+}
+
+/// Where the packages of a lock are kept.
+#[must_use]
+pub fn pool(layout: &Layout, suite: &str, architecture: &str) -> Pool {
+    Pool::at(debian::package_cache(&layout.cache(), suite, architecture))
+}
+
+/// Reads the archive of a profile with an apt of our own, in a directory of the
+/// transaction's; `pins` hold packages at a version, `more` are more sources.
+///
+/// # Errors
+/// When a mirror does not answer.
+pub fn read_archive(
+    source: &Source,
+    archive: &Archive,
+    architecture: &str,
+    pins: &[String],
+    more: &[String],
+    work: &Path,
+) -> Result<Apt> {
+    let environment = &source.profile.environment;
+    // Of two pins of one package the first counts.
+    let preferences: Vec<String> =
+        pins.iter().chain(&environment.apt_preferences).cloned().collect();
+    let mut sources = apt::sources_of(archive, environment);
+    sources.extend_from_slice(more);
+    Apt::read(&work.join("apt"), &sources, &preferences, architecture)
+        .context("reading the archive's indexes")
+}
+
+/// The scratch directory of a transaction, written down.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn work(layout: &Layout, transaction: &mut Transaction) -> Result<PathBuf> {
+    let work = layout.work(transaction.id());
+    transaction.intend(Object::Path { path: work.clone() })?;
+    file::make_directory(&work, 0o700)?;
+    Ok(work)
+}
+
+/// Sees to it that every package of a lock is in the pool; answers how many were fetched.
+///
+/// # Errors
+/// When one is missing and there is no network, or it is not offered any more.
+pub fn fill(
+    lock: &Debian,
+    source: &Source,
+    pool: &Pool,
+    network: Network,
+    apt: &dyn Fn() -> Result<Apt>,
+    transaction: &mut Transaction,
+) -> Result<usize> {
+    let missing = pool.missing(lock.packages.iter())?;
+    if missing.is_empty() {
+        return Ok(0);
+    }
+    if network == Network::Denied {
+        pool::refuse_missing(&missing, &with_network(source))?;
+    }
+    let fetched = pool.work(transaction.id());
+    transaction.intend(Object::Path { path: fetched.clone() })?;
+    file::make_directory(&fetched, 0o755)?;
+    pool.fetch(&missing, &apt()?, &fetched, &update(source))?;
+    storage::remove_tree(&fetched)?;
+    Ok(missing.len())
+}
+
+/// Makes the archive of a lock's packages in a transaction's scratch directory.
+///
+/// # Errors
+/// When a package is not in the pool, or there is no room.
+pub fn publish(
+    lock: &Debian,
+    pool: &Pool,
+    suite: &str,
+    architecture: &str,
+    work: &Path,
+) -> Result<PathBuf> {
+    let repository = work.join("repository");
+    if repository.exists() {
+        storage::remove_tree(&repository)?;
+    }
+    pool.publish(lock, suite, architecture, &repository).context("reading the pool")?;
+    Ok(repository)
+}
+
+/// Refuses unless a tree has exactly the locked packages, besides those of its own.
+///
+/// # Errors
+/// Naming the first ones that differ.
+pub fn compare_installed(lock: &Debian, source: &Source, installed: &[Package]) -> Result<()> {
+    let own = own_packages(source)?;
+    let locked = lock.environment().map(|deb| (deb.name.as_str(), deb.version.as_str()));
+    let there = installed.iter().map(|one| (one.name.as_str(), one.version.as_str()));
+    let mut changes = crate::lockfile::changes(locked, there);
+    changes.retain(|(name, ..)| !own.contains(name));
+    let Some((name, locked, there)) = changes.first() else { return Ok(()) };
+    let word = |version: &Option<String>| version.clone().unwrap_or_else(|| "nothing".to_owned());
+    let more = match changes.len() {
+        1 => String::new(),
+        count => format!(", and {} more differ", count - 1),
+    };
+    refuse(
+        format_args!(
+            "the tree is not as locked: {name} is {}, locked is {}{more}",
+            word(there),
+            word(locked)
+        ),
+        update(source),
+    )
+}
+
+/// Where wheels and sdists of locks are kept.
+#[must_use]
+pub fn wheels(layout: &Layout) -> PathBuf {
+    layout.cache().join("wheels")
+}
+
+/// Refuses unless the pool has a file of every locked distribution.
+///
+/// # Errors
+/// Naming those it has none of.
+pub fn require_wheels(source: &Source, layout: &Layout) -> Result<()> {
+    let Some(python) = source.lock.as_ref().and_then(|(lock, _)| lock.python.as_ref()) else {
+        return Ok(());
+    };
+    let missing = python::missing(&wheels(layout), &python.distributions)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    refuse(format_args!("the pool lacks {}", missing.join(", ")), with_network(source))
+}
+
+/// Names of a profile's own packages.
+///
+/// # Errors
+/// When one is no package.
+pub fn own_packages(source: &Source) -> Result<Vec<String>> {
+    let debs = source.profile.environment.debs.iter();
+    debs.map(|deb| {
+        let path = source.directory.join(deb);
+        debian::name_of(&path).hint("environment.debs are files of Debian packages")
+    })
+    .collect()
+}
+
+/// The absolute paths of a profile's own packages, for apt.
+///
+/// # Errors
+/// When one is not there.
+pub fn own_paths(source: &Source) -> Result<Vec<String>> {
+    let debs = source.profile.environment.debs.iter();
+    debs.map(|deb| {
+        let path = fs::canonicalize(source.directory.join(deb))
+            .with_context(|| format!("looking for {}", deb.display()))
+            .hint("environment.debs are relative to the profile")?;
+        Ok(path.to_string_lossy().into_owned())
+    })
+    .collect()
+}

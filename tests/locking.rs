@@ -1,0 +1,183 @@
+//! A lock of Debian packages: written, followed, kept, moved, and what refuses to drift.
+
+#![expect(clippy::disallowed_types, reason = "tests start the program as a user does")]
+
+mod common;
+#[path = "common/tiny.rs"]
+#[expect(dead_code, reason = "its profiles are used here")]
+mod tiny;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Farm, Ran, tool};
+
+const NAME: &str = "locked";
+const YEAR: i64 = 365 * 86_400;
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the path is ours")
+}
+
+/// farmctl in an empty network namespace.
+fn without_network(farm: &Farm, arguments: &[&str]) -> Ran {
+    let mut command = Command::new("unshare");
+    command.args(["--net", "--", common::FARMCTL, "--root", text(farm.root())]);
+    command.args(arguments).env("FARMCTL_CACHE", common::cache()).env("NO_COLOR", "1");
+    common::run(command)
+}
+
+fn write_profile(farm: &Farm, rest: &str) -> PathBuf {
+    let directory = farm.root().join("profiles").join(NAME);
+    fs::create_dir_all(&directory).expect("there is room");
+    let profile = tiny::profile(NAME, "1.0", &format!("{}{rest}", tiny::LIGHT));
+    fs::write(directory.join("profile.toml"), profile).expect("there is room");
+    directory
+}
+
+fn read(lock: &Path) -> toml::Table {
+    fs::read_to_string(lock).expect("it was written").parse().expect("it is TOML")
+}
+
+/// The lock with something else in it.
+fn edit(lock: &Path, change: impl FnOnce(&mut toml::Table)) {
+    let mut table = read(lock);
+    change(table["debian"].as_table_mut().expect("it is a table"));
+    fs::write(lock, table.to_string()).expect("it is ours");
+}
+
+fn packages(debian: &mut toml::Table) -> &mut Vec<toml::Value> {
+    debian["package"].as_array_mut().expect("it is a list")
+}
+
+/// As if the lock had been written when tzdata was older.
+fn age(lock: &Path) -> (String, String) {
+    let mut version = String::new();
+    edit(lock, |debian| {
+        for release in debian["release"].as_array_mut().expect("it is a list") {
+            release["sha256"] = "0".repeat(64).into();
+            let date = release["date"].as_integer().expect("it is a time");
+            release["date"] = (date - YEAR).into();
+        }
+        let tzdata = packages(debian).iter_mut().find(|one| one["name"].as_str() == Some("tzdata"));
+        let tzdata = tzdata.expect("it is locked");
+        version = tzdata["version"].as_str().expect("it is text").to_owned();
+        tzdata["version"] = "2001a-1".into();
+        tzdata["file"] = "tzdata_2001a-1_all.deb".into();
+        tzdata["sha256"] = "0".repeat(64).into();
+    });
+    (version, text(lock.parent().expect("it lies in a directory")).to_owned())
+}
+
+#[test]
+fn a_lock_is_written_followed_kept_and_moved() {
+    let farm = Farm::new();
+    let directory = write_profile(&farm, "");
+    let profile = text(&directory);
+    let lock = directory.join("farmctl.lock");
+    farm.run(&["bootstrap", profile]).ok();
+    let ran = farm.run(&["lock", profile]).ok();
+    assert_eq!(ran.stdout, "", "a first lock has no changes to show");
+
+    // Every package of the environment, with what it takes to check it.
+    let written = fs::read_to_string(&lock).expect("it was written");
+    let table = read(&lock);
+    let debian = table["debian"].as_table().expect("it is a table");
+    let suites: Vec<&str> = debian["release"]
+        .as_array()
+        .expect("it is a list")
+        .iter()
+        .map(|release| release["suite"].as_str().expect("it is text"))
+        .collect();
+    assert_eq!(suites, ["bookworm", "bookworm-updates", "bookworm-security"]);
+    let locked = debian["package"].as_array().expect("it is a list");
+    let field = |one: &toml::Value, key: &str| one[key].as_str().expect("it is text").to_owned();
+    let pool = common::cache().join("debs/bookworm_amd64");
+    for one in locked {
+        let line = tool("sha256sum", &[text(&pool.join(field(one, "file")))]);
+        assert!(line.starts_with(&field(one, "sha256")), "{line}");
+    }
+
+    // Kept: nothing is asked of any mirror.
+    let ran = without_network(&farm, &["lock", profile]).ok();
+    assert_eq!(ran.stderr, format!("✓ {} is up to date\n", lock.display()));
+
+    // The environment there was made of what the mirror offered; a locked bake wants its own.
+    for (flag, more) in [("--locked", ""), ("--offline", " --offline")] {
+        let ran = farm.run(&["bake", profile, "--output", text(farm.root()), flag]).failed(1);
+        assert_eq!(ran.error(), "the environment was not made of the packages in farmctl.lock");
+        assert_eq!(ran.hint(), format!("farmctl bootstrap {profile}{more}"));
+    }
+    without_network(&farm, &["bootstrap", profile, "--offline", "--fresh"]).ok();
+    let installed = farm.run(&[
+        "shell",
+        NAME,
+        "--source",
+        "--",
+        "dpkg-query",
+        "-Wf",
+        "${Package} ${Version}\\n",
+    ]);
+    let mut installed: Vec<String> = installed.ok().stdout.lines().map(str::to_owned).collect();
+    installed.sort();
+    let mut named: Vec<String> = locked
+        .iter()
+        .map(|one| format!("{} {}", field(one, "name"), field(one, "version")))
+        .collect();
+    named.sort();
+    assert_eq!(named, installed);
+    let out = text(farm.root());
+    without_network(&farm, &["bake", profile, "--output", out, "--offline"]).ok();
+    farm.run(&["bake", profile, "--output", out, "--locked", "--fresh"]).ok();
+
+    // The mirror has moved on since.
+    let (version, shown) = age(&lock);
+    let said = format!(
+        "the mirror has moved on from farmctl.lock in 1 package:\n  \
+         | tzdata 2001a-1 is locked, {version} is offered"
+    );
+    let ran = farm.run(&["bake", profile, "--output", out, "--locked"]).failed(1);
+    assert_eq!(ran.error(), said);
+    assert_eq!(ran.hint(), format!("farmctl lock {shown} --update"));
+    let ran = farm.run(&["bootstrap", profile]).failed(1);
+    assert_eq!(ran.error(), format!("bootstrapping {NAME}: {said}"));
+    assert_eq!(ran.hint(), format!("farmctl lock {shown} --update"));
+    let ran = without_network(&farm, &["bootstrap", profile, "--offline"]).failed(1);
+    assert_eq!(ran.error(), format!("bootstrapping {NAME}: the pool lacks tzdata 2001a-1"));
+    let hint = format!("farmctl lock {shown} fetches what is missing, with a network");
+    assert_eq!(ran.hint(), hint);
+
+    let unknown = farm.run(&["lock", profile, "--update", "nosuch"]).failed(2);
+    assert_eq!(unknown.error(), "farmctl.lock has no nosuch");
+    let ran = farm.run(&["lock", profile, "--update", "tzdata"]).ok();
+    assert_eq!(ran.stdout, format!("tzdata  2001a-1 → {version}\n"));
+    assert_eq!(fs::read_to_string(&lock).expect("it was written"), written);
+
+    // What the profile asks for on top is added, and nothing else moves.
+    let profile_file = directory.join("profile.toml");
+    let more = fs::read_to_string(&profile_file)
+        .expect("it is ours")
+        .replace("packages = [\"python3\"]", "packages = [\"python3\", \"less\"]");
+    fs::write(&profile_file, more).expect("it is ours");
+    let stale = without_network(&farm, &["bootstrap", profile, "--offline"]).failed(1);
+    assert_eq!(stale.error(), "the profile has changed since farmctl.lock was written");
+    assert_eq!(stale.hint(), format!("farmctl lock {profile}"));
+    let ran = farm.run(&["lock", profile]).ok();
+    assert_eq!(ran.stdout.lines().count(), 1, "{}", ran.stdout);
+    assert!(ran.stdout.starts_with("less  none → "), "{}", ran.stdout);
+
+    // A mirror that went back is not followed.
+    edit(&lock, |debian| {
+        let release = &mut debian["release"].as_array_mut().expect("it is a list")[0];
+        let date = release["date"].as_integer().expect("it is a time");
+        release["date"] = (date + YEAR).into();
+    });
+    for arguments in [&["lock", profile, "--update"][..], &["bake", profile, "--locked"]] {
+        let ran = farm.run(arguments).failed(1);
+        let error = ran.error();
+        assert!(error.contains("the mirror's index of bookworm is of 20"), "{error}");
+        assert!(error.contains(", older than the locked one of 20"), "{error}");
+    }
+    farm.assert_clean();
+}
