@@ -130,6 +130,18 @@ fn a_lock_is_written_followed_kept_and_moved() {
     let out = text(farm.root());
     without_network(&farm, &["bake", profile, "--output", out, "--offline"]).ok();
     farm.run(&["bake", profile, "--output", out, "--locked", "--fresh"]).ok();
+    let tarball = farm.root().join(format!("{NAME}_1.0_amd64.tar.xz"));
+    let again = farm.run(&["verify", text(&tarball), &format!("--rebuild={profile}")]).ok().stderr;
+    assert!(again.contains("has the same bytes: sha256 "), "{again}");
+
+    // Baked from another project: said, and by whom it is.
+    let notes = directory.join("profile.toml");
+    let before = fs::read_to_string(&notes).expect("it is ours");
+    fs::write(&notes, format!("{before}# another\n")).expect("it is ours");
+    let other = farm.run(&["verify", text(&tarball), &format!("--rebuild={profile}")]);
+    assert_eq!(other.code, 3, "{}", other.stderr);
+    assert!(other.stdout.contains("project, sha256"), "{}", other.stdout);
+    fs::write(&notes, before).expect("it is ours");
 
     // The mirror has moved on since.
     let (version, shown) = age(&lock);

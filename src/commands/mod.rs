@@ -21,6 +21,7 @@ use crate::ui::Ui;
 pub mod bake;
 mod baking;
 pub mod bootstrap;
+mod comparison;
 pub mod completions;
 pub mod diff;
 pub mod doctor;

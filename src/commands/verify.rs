@@ -1,22 +1,28 @@
 //! `farmctl verify`: is a tarball whole, is an installed release what was installed?
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use super::baking::{self, Baking};
+use super::comparison::{render, side};
 use super::{Context, Started};
 use crate::diff;
 use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
+use crate::locked::Network;
 use crate::manifest::{FileIndex, Manifest, Owner};
 use crate::mount::{self, Mount};
+use crate::node::Object;
 use crate::run;
 use crate::schroot;
 use crate::session;
+use crate::source::Source;
 use crate::storage::{self, Access};
 use crate::tarball::{self, Archive, Difference};
 use crate::trust::{self, Standing};
+use crate::undo;
 
 /// How many differences are printed before the rest is counted.
 const SHOWN: usize = 50;
@@ -24,7 +30,7 @@ const SHOWN: usize = 50;
 /// Check a node tarball, or an installed release against its file index
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl verify hello_1.0.0_amd64.tar.xz\n  farmctl verify hello\n  farmctl verify hello --session\n\nExits 3 when it is not right."
+    after_help = "Examples:\n  farmctl verify hello_1.0.0_amd64.tar.xz\n  farmctl verify hello\n  farmctl verify hello --session\n  farmctl verify hello_1.0.0_amd64.tar.xz --rebuild=profiles/hello\n\nExits 3 when it is not right."
 )]
 pub struct Args {
     /// A node tarball, or the name of an installed application
@@ -35,6 +41,17 @@ pub struct Args {
     /// Compare the running session instead: what was written in it since it began
     #[arg(long, conflicts_with = "release")]
     session: bool,
+    /// Bake a tarball again, of what it was baked from, and compare: the project's
+    /// files are those of this profile [default: .]
+    #[arg(
+        long,
+        value_name = "PROFILE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ".",
+        conflicts_with_all = ["release", "session"]
+    )]
+    rebuild: Option<PathBuf>,
     /// Print the differences as JSON
     #[arg(long)]
     json: bool,
@@ -47,7 +64,18 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let path = Path::new(&args.what);
     if path.is_file() || args.what.contains(['/', '_']) {
-        return verify_file(path, context);
+        let exit = verify_file(path, context)?;
+        return match &args.rebuild {
+            Some(profile) => rebuild(path, profile, args, context),
+            None => Ok(exit),
+        };
+    }
+    if args.rebuild.is_some() {
+        return refuse(
+            format_args!("{} is no node tarball", args.what),
+            "--rebuild bakes a tarball again: farmctl verify FILE --rebuild=PROFILE",
+        )
+        .exit(Exit::Usage);
     }
     if args.session {
         return verify_session(args, context);
@@ -81,6 +109,57 @@ fn verify_file(path: &Path, context: &Context) -> Result<Exit> {
     };
     context.ui.done(format!("{} is whole{signed}: sha256 {identity}", path.display()));
     Ok(Exit::Done)
+}
+
+/// Bakes a tarball again and says what differs, by whose it is.
+fn rebuild(path: &Path, profile: &Path, args: &Args, context: &Context) -> Result<Exit> {
+    let node = context.node()?;
+    run::require(&crate::chroot::TOOLS)?;
+    let what = path.display().to_string();
+    let before = super::read_release(&what, context)?;
+    let mut source = Source::read(profile)?;
+    if source.profile.name != before.manifest.name {
+        return refuse(
+            format_args!("that profile is of {}", source.profile.name),
+            format!("--rebuild=PROFILE is the profile {} was baked from", before.manifest.name),
+        )
+        .exit(Exit::Usage);
+    }
+    // Its own, with the version and the templates it had.
+    source.profile = before.manifest.profile.clone();
+    let name = before.manifest.name.clone();
+    let _lock = node.lock(&format!("env-{name}"), "verify")?;
+    mount::private_namespace()?;
+    let after = undo::attempt(&node, "verify", &name, |transaction| {
+        let out = node.layout().works().join(format!("{}.rebuilt", transaction.id()));
+        transaction.intend(Object::Path { path: out.clone() })?;
+        file::make_directory(&out, 0o700)?;
+        let mut baking = Baking::of(source, &out, false, Network::Allowed, &node, context)?;
+        baking.serial = before.manifest.serial;
+        baking.expires.clone_from(&before.manifest.expires);
+        baking::bake(&baking, &node, context, transaction)?;
+        let after = super::read_release(&baking.out.display().to_string(), context)?;
+        storage::remove_tree(&out)?;
+        Ok(after)
+    })
+    .with_context(|| format!("baking {name} {} again", before.manifest.version))?;
+    if before.identity == after.identity {
+        context
+            .ui
+            .done(format!("baked again, {what} has the same bytes: sha256 {}", after.identity));
+        return Ok(Exit::Done);
+    }
+    let diff = diff::compare(side(&before), side(&after));
+    if args.json {
+        context.ui.json(&diff);
+    } else {
+        context.ui.answer(render(&diff, false).trim_end());
+    }
+    context.ui.warn(format!(
+        "baked again, {what} has other bytes: sha256 {} → {}",
+        before.identity, after.identity
+    ));
+    Ok(Exit::NotRight)
 }
 
 fn verify_release(args: &Args, context: &Context) -> Result<Exit> {
