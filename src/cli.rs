@@ -79,6 +79,7 @@ pub enum Verb {
     Verify(commands::verify::Args),
     Diff(commands::diff::Args),
     Sbom(commands::sbom::Args),
+    Audit(commands::audit::Args),
     Remove(commands::remove::Args),
     Gc(commands::gc::Args),
     Doctor(commands::doctor::Args),

@@ -63,6 +63,7 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Verify(args) => commands::verify::run(args, context),
         Verb::Diff(args) => commands::diff::run(args, context),
         Verb::Sbom(args) => commands::sbom::run(args, context),
+        Verb::Audit(args) => commands::audit::run(args, context),
         Verb::Remove(args) => commands::remove::run(args, context),
         Verb::Gc(args) => commands::gc::run(args, context),
         Verb::Doctor(args) => commands::doctor::run(args, context),

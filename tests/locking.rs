@@ -193,3 +193,44 @@ fn a_lock_is_written_followed_kept_and_moved() {
     }
     farm.assert_clean();
 }
+
+#[test]
+fn an_audit_names_what_the_security_suite_has_newer() {
+    let farm = Farm::new();
+    let mut old = tiny::Tiny::new(&tiny::profile(NAME, "1.0", ""));
+    let package = |name: &str, version: &str| farmctl::manifest::Package {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        architecture: "amd64".to_owned(),
+    };
+    // One that is older, one that is newer than any, one nobody offers.
+    old.packages =
+        vec![package("libssl3", "3.0.0-1"), package("tzdata", "9999a-1"), package("own", "1")];
+    let tarball = old.pack(farm.root());
+    let ran = farm.run(&["audit", text(&tarball)]);
+    assert_eq!(ran.code, 3, "{}", ran.stderr);
+    assert!(ran.stdout.starts_with("libssl3  3.0.0-1 → 3.0."), "{}", ran.stdout);
+    assert_eq!(ran.stdout.lines().count(), 1, "{}", ran.stdout);
+    let said = "warning: locked 1.0: 1 package has a newer version in bookworm-security\n";
+    assert_eq!(ran.stderr, said);
+    let ran = farm.run(&["audit", text(&tarball), "--json"]);
+    assert_eq!(ran.code, 3);
+    let found: serde_json::Value = serde_json::from_str(&ran.stdout).expect("it is JSON");
+    assert_eq!(found["suite"], "bookworm-security");
+    assert_eq!(found["packages"][0]["name"], "libssl3");
+    assert_eq!(found["packages"][0]["installed"], "3.0.0-1");
+
+    let mut new = tiny::Tiny::new(&tiny::profile(NAME, "1.1", ""));
+    new.packages = vec![package("libssl3", "9999:1")];
+    let tarball = new.pack(farm.root());
+    let said = farm.run(&["audit", text(&tarball)]).ok().stderr;
+    let none = "✓ locked 1.1: none of 1 packages has a newer version in bookworm-security";
+    assert!(said.starts_with(none), "{said}");
+
+    // A suite of nobody's: asked for, and not there.
+    let profile = tiny::profile(NAME, "1.2", "").replace("bookworm", "sid");
+    let tarball = tiny::Tiny::new(&profile).pack(farm.root());
+    let ran = farm.run(&["audit", text(&tarball)]).failed(1);
+    assert_eq!(ran.error(), "no mirror of security updates for sid is known");
+    farm.assert_clean();
+}

@@ -831,6 +831,7 @@ fn every_help_fits_eighty_columns_and_ends_with_an_example() {
             "verify",
             "diff",
             "sbom",
+            "audit",
             "remove",
             "gc",
             "doctor",

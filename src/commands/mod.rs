@@ -18,6 +18,7 @@ use crate::tarball::Archive;
 use crate::trust;
 use crate::ui::Ui;
 
+pub mod audit;
 pub mod bake;
 mod baking;
 pub mod bootstrap;

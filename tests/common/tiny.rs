@@ -11,7 +11,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use farmctl::manifest::{self, Hashed, Inputs, Manifest, Owner, Payload};
+use farmctl::manifest::{self, Hashed, Inputs, Manifest, Owner, Package, Payload};
 use farmctl::profile::{self, Profile};
 use farmctl::{start_script, tarball};
 
@@ -67,6 +67,8 @@ pub struct Tiny {
     pub serial: Option<u64>,
     /// None, unless it is changed.
     pub expires: Option<String>,
+    /// None, unless they are changed.
+    pub packages: Vec<Package>,
 }
 
 impl Tiny {
@@ -75,7 +77,8 @@ impl Tiny {
         let profile = profile::parse(profile).expect("the profile is right");
         let tree = tempfile::tempdir().expect("there is room");
         let architecture = output("dpkg", &["--print-architecture"]);
-        let tiny = Self { profile, tree, architecture, serial: None, expires: None };
+        let tiny =
+            Self { profile, tree, architecture, serial: None, expires: None, packages: Vec::new() };
         for directory in DIRECTORIES {
             fs::create_dir_all(tiny.path(directory)).expect("there is room");
         }
@@ -164,7 +167,7 @@ impl Tiny {
             serial: self.serial,
             expires: self.expires.clone(),
             profile: self.profile.clone(),
-            inputs: Inputs::default(),
+            inputs: Inputs { packages: self.packages.clone(), ..Inputs::default() },
             files: Hashed { size: 0, sha256: String::new() },
             payload: Payload { size: 0, sha256: String::new(), entries: 0, content: 0 },
             segments: Vec::new(),
