@@ -23,7 +23,9 @@ pub use self::vhost::address;
 use crate::error::refuse;
 use crate::file;
 use crate::inside::{self, Inside};
-use crate::layout::{self, Layout, NGINX_AVAILABLE, NGINX_ENABLED, WAY_SOCKET, WAY_STATIC};
+use crate::layout::{
+    self, Layout, NGINX_AVAILABLE, NGINX_ENABLED, WAY_BACKUP, WAY_FILES, WAY_SOCKET,
+};
 use crate::manifest::Manifest;
 use crate::node::{Object, Transaction};
 use crate::place;
@@ -99,11 +101,31 @@ pub fn make_way(layout: &Layout, manifest: &Manifest, session: &str, socket: &Pa
     file::make_directory(&layout.front(), 0o755)?;
     file::make_directory(&layout.ways(), 0o755)?;
     file::make_directory(&way, 0o755)?;
-    if !vhost::exported(layout, manifest).is_empty() {
-        let export = layout.static_export(&manifest.name, &manifest.version);
-        file::link(&export, &way.join(WAY_STATIC))?;
+    let exported = vhost::exported(layout, manifest);
+    let (files, export) =
+        (way.join(WAY_FILES), layout.static_export(&manifest.name, &manifest.version));
+    if !exported.is_empty() {
+        file::make_directory(&files, 0o755)?;
+    }
+    for (index, location) in exported {
+        let link = files.join(layout::location_key(&location.location));
+        file::link(&export.join(index.to_string()), &link)?;
     }
     file::link(socket, &way.join(WAY_SOCKET))
+}
+
+/// Has nginx ask at `socket` what the session refuses or breaks off, while it serves: a
+/// request that is sent already only if it may be repeated (RFC 9110, 9.2.2). Without one,
+/// such a request fails; nginx looks for the link each time.
+///
+/// # Errors
+/// When the link cannot be made or removed.
+pub fn set_backup(layout: &Layout, session: &str, socket: Option<&Path>) -> Result<()> {
+    let link = layout.way(session).join(WAY_BACKUP);
+    match socket {
+        Some(socket) => file::link(socket, &link),
+        None => file::remove_if_there(&link),
+    }
 }
 
 /// Leads requests to a session whose way is made: one rename(2), in force for the next
@@ -150,9 +172,9 @@ fn is_enabled(app: &str, text: &str) -> Result<bool> {
     Ok(linked && file::read_if_there(&available(app))?.as_deref() == Some(text))
 }
 
-/// Publishes the application's vhost: in force when this returns. nginx is asked
-/// before and after whether its configuration is valid, and the old one put back if it
-/// is not.
+/// Publishes the application's vhost: in force when this returns. nginx is asked whether
+/// its configuration is valid with it before it is told to take it up, and the old one put
+/// back if it is not.
 ///
 /// # Errors
 /// When nginx refuses it, an address is taken, or nginx does not answer there.
@@ -173,21 +195,29 @@ pub fn publish(layout: &Layout, manifest: &Manifest) -> Result<Published> {
             listener::wait_for(front)?;
             return Ok(Published { changed: false, started_nginx });
         }
-        nginx::check_others()?;
         let before = file::read_if_there(&available(app))?;
         let was_enabled = fs::symlink_metadata(enabled(app)).is_ok();
-        let put = || -> Result<bool> {
+        let mut told = false;
+        let mut put = || -> Result<bool> {
             file::publish(&available(app), text.as_bytes(), 0o644)?;
             file::link(&available(app), &enabled(app))?;
             nginx::check_ours(front)?;
+            told = true;
             let started = nginx::take_up()?;
             listener::wait_for(front)?;
             Ok(started)
         };
-        let started_nginx = put().inspect_err(|_| {
+        let put = put();
+        let started_nginx = put.or_else(|error| {
             let _shield = Shield::raise();
             // Why it cannot be published says more than why it cannot be put back.
-            drop(put_back(app, before.as_deref(), was_enabled));
+            drop(put_back(app, before.as_deref(), was_enabled, told));
+            // What is wrong without ours is not ours. Not asked before ours is there: a killed
+            // farmctl may have left it on trial.
+            if !told {
+                nginx::check_others()?;
+            }
+            Err(error)
         })?;
         Ok(Published { changed: true, started_nginx })
     };
@@ -200,7 +230,8 @@ fn lock() -> Result<Flock<fs::File>> {
     place::hold(Path::new(NGINX_ENABLED), LOCKED)
 }
 
-fn put_back(app: &str, before: Option<&str>, was_enabled: bool) -> Result<()> {
+/// nginx is only `told` if it was told of the other one: a reload ends idle connections.
+fn put_back(app: &str, before: Option<&str>, was_enabled: bool, told: bool) -> Result<()> {
     match before {
         Some(text) => file::publish(&available(app), text.as_bytes(), 0o644)?,
         None => file::remove_if_there(&available(app))?,
@@ -208,7 +239,7 @@ fn put_back(app: &str, before: Option<&str>, was_enabled: bool) -> Result<()> {
     if !was_enabled || before.is_none() {
         file::remove_if_there(&enabled(app))?;
     }
-    if nginx::master()?.is_some() && nginx::test()?.success() {
+    if told && nginx::master()?.is_some() && nginx::test()?.success() {
         nginx::reload()?;
     }
     Ok(())

@@ -250,10 +250,17 @@ impl Layout {
         self.front_link(app).join(WAY_SOCKET)
     }
 
-    /// Where nginx finds static files: the export of the release that serves.
+    /// Where nginx connects to when what serves refuses a connection or breaks it off: the
+    /// socket of the session that stands by. Mostly it is not there.
     #[must_use]
-    pub fn front_static(&self, app: &str) -> PathBuf {
-        self.front_link(app).join(WAY_STATIC)
+    pub fn front_backup(&self, app: &str) -> PathBuf {
+        self.front_link(app).join(WAY_BACKUP)
+    }
+
+    /// Where nginx finds a location's files: in the export of the release that serves.
+    #[must_use]
+    pub fn front_files(&self, app: &str, location: &str) -> PathBuf {
+        self.front_link(app).join(WAY_FILES).join(location_key(location))
     }
 
     /// Control socket of farmctl's supervisord.
@@ -287,10 +294,21 @@ impl Layout {
     }
 }
 
-/// Names in the way to a session: its socket, and its release's static files.
+/// Names in the way to a session: its socket, the one beside it that stands by, and its
+/// release's static files by location.
 pub const WAY_SOCKET: &str = "socket";
 /// See [`WAY_SOCKET`].
-pub const WAY_STATIC: &str = "static";
+pub const WAY_BACKUP: &str = "backup";
+/// See [`WAY_SOCKET`].
+pub const WAY_FILES: &str = "files";
+
+/// Name of a location's link in [`WAY_FILES`]: the same in every release that has the
+/// location, so that a vhost is right for the release before as well. No location has a `+`.
+#[must_use]
+pub fn location_key(location: &str) -> String {
+    let location = location.trim_end_matches('/');
+    format!("+{}", location.strip_prefix('/').unwrap_or(location).replace('/', "+"))
+}
 /// Where an application's sockets appear inside its session: short, and the same on every node.
 pub const SOCKETS_INSIDE: &str = "/run/farmctl/sockets";
 /// Runtime directory of the start script inside a session.

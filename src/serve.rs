@@ -1,7 +1,7 @@
 //! What `start`, `restart`, `reload` and `tend` have in common: jobs, processes and
 //! their readiness, and the way from nginx to them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -205,14 +205,32 @@ pub fn publish_front(
     manifest: &Manifest,
     node: &Node,
 ) -> Result<Published> {
-    let Some(process) = manifest.profile.front_process() else {
+    make_way(app, session, manifest, node)?;
+    front::switch(node.layout(), &app.name, &session.name)?;
+    front::publish(node.layout(), manifest)
+}
+
+/// Makes the way from nginx to the session. Nothing is led there yet.
+///
+/// # Errors
+/// When a link cannot be made.
+pub fn make_way(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Result<()> {
+    let Some(socket) = front_socket(app, session, manifest, node) else {
         bail!("the profile has a front but no process");
     };
-    let layout = node.layout();
-    let socket = layout.socket(&app.name, &session.name, &process.name);
-    front::make_way(layout, manifest, &session.name, &socket)?;
-    front::switch(layout, &app.name, &session.name)?;
-    front::publish(layout, manifest)
+    front::make_way(node.layout(), manifest, &session.name, &socket)
+}
+
+/// The socket requests to a session go to; none if nothing leads to its release.
+#[must_use]
+pub fn front_socket(
+    app: &App,
+    session: &Session,
+    manifest: &Manifest,
+    node: &Node,
+) -> Option<PathBuf> {
+    let process = manifest.profile.front_process()?;
+    Some(node.layout().socket(&app.name, &session.name, &process.name))
 }
 
 /// What is not as state says it should be.

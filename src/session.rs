@@ -336,7 +336,8 @@ fn check_sockets(layout: &Layout, manifest: &Manifest, session: &str) -> Result<
             socket_inside(session, &process.name),
         ]
     });
-    for path in sockets.chain([layout.front_socket(&manifest.name)]) {
+    let front = [layout.front_socket(&manifest.name), layout.front_backup(&manifest.name)];
+    for path in sockets.chain(front) {
         let length = path.as_os_str().len();
         if length > SOCKET_PATH_LIMIT {
             return refuse(

@@ -7,21 +7,24 @@
 //! session stands by until the new one has proved itself, and is ended when its last request
 //! is done.
 
-use std::time::{Duration, Instant};
+mod watch;
+
+use std::fmt;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use self::watch::{Watch, unwell};
 use crate::error::Mark as _;
-use crate::front::{self, Counted, Traffic};
+use crate::front;
 use crate::manifest::Manifest;
 use crate::node::{Node, Object};
-use crate::probe;
 use crate::process;
 use crate::profile::When;
 use crate::release::{App, Session};
 use crate::run::{Shield, check_interrupted, poll_until};
 use crate::serve;
-use crate::supervise::{Position, Supervise};
+use crate::supervise::Supervise;
 use crate::undo;
 
 /// Requests a process answers before the switch, for each of its workers: what is imported
@@ -29,16 +32,6 @@ use crate::undo;
 const WARMING: usize = 2;
 /// Most requests to warm one process up.
 const WARMED: usize = 32;
-/// Pause between two looks at a new session, and between two questions to it.
-const LOOK: Duration = Duration::from_millis(250);
-/// Failed requests that are no reason to switch back: as many can come by chance.
-const TOLERATED: u64 = 5;
-/// Share of failed requests that is no reason, in percent; twice what was usual before is
-/// none either.
-const USUAL: u64 = 5;
-/// Share of failed requests that is a reason whatever was usual, in percent.
-const WORST: u64 = 90;
-
 /// Asks a session's processes as nginx will, so that its first users wait no longer than
 /// later ones.
 fn warm_up(
@@ -67,6 +60,19 @@ fn warm_up(
     Ok(())
 }
 
+/// Why an upgrade that had switched is none: part of its error.
+#[derive(Debug)]
+pub struct SwitchedBack {
+    /// What serves.
+    version: String,
+}
+
+impl fmt::Display for SwitchedBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} serves again", self.version)
+    }
+}
+
 /// How an application is moved.
 #[derive(Debug)]
 pub struct Course<'a> {
@@ -86,7 +92,8 @@ pub struct Course<'a> {
 /// before serves; after the switch it takes over again, for its processes still run.
 ///
 /// # Errors
-/// When the new release does not get ready, or does not prove itself.
+/// When the new release does not get ready, nginx refuses its vhost, or it does not prove
+/// itself.
 pub fn to_release(
     app: &App,
     manifest: &Manifest,
@@ -101,9 +108,9 @@ pub fn to_release(
             serve::raise(app, manifest, course.moments, node, supervisor, transaction, say)?;
         warm_up(&session, manifest, node, supervisor)?;
         let mut watch = Watch::begin(&session, manifest, supervisor)?;
-        check_interrupted()?;
+        prepare(app, &session, manifest, before, node)?;
         say(&format!("leading requests to {}", manifest.version));
-        let proved = switch(app, &session, manifest, node).and_then(|switched| {
+        let proved = switch(app, &session, manifest, before, node).and_then(|switched| {
             if !course.watch.is_zero() {
                 say(&format!("watching it for {} s", course.watch.as_secs()));
             }
@@ -111,37 +118,73 @@ pub fn to_release(
             Ok(switched)
         });
         let hint = format!("farmctl logs {} shows what it has printed", app.name);
-        proved.hint(hint).map_err(|error| {
-            let back = format!("{} serves again", before.version);
-            match switch_back(app, before, node) {
-                Ok(()) => error.context(back),
-                Err(failed) => error.context(format!("{back} with farmctl tend: {failed:#}")),
+        proved.hint(hint).map_err(|error| match switch_back(app, before, node) {
+            Ok(()) => error.context(SwitchedBack { version: before.version.clone() }),
+            Err(failed) => {
+                let version = &before.version;
+                error.context(format!("{version} serves again with farmctl tend: {failed:#}"))
             }
         })
+    });
+    let switched = switched.inspect_err(|_| {
+        // What it had to answer in place of the other one is answered.
+        drop(
+            app.session.iter().try_for_each(|it| front::set_backup(node.layout(), &it.name, None)),
+        );
     })?;
-    let mut app = switched;
-    for session in app.standby.clone() {
+    retire_all(switched, manifest, &|_| Ok(before.clone()), node, course.drain, &|session| {
         say(&format!("ending session {} when its last request is done", session.name));
-        app = retire(app, &session, before, node, course.drain)?;
+    })
+}
+
+/// Makes everything that the switch to a session needs, so that it is one rename(2). What
+/// nginx refuses is known before anything has happened, and locations that only the new
+/// release has are there before the first page that asks for them.
+fn prepare(
+    app: &App,
+    session: &Session,
+    manifest: &Manifest,
+    before: &Manifest,
+    node: &Node,
+) -> Result<()> {
+    check_interrupted()?;
+    if manifest.profile.front.is_none() {
+        return Ok(());
     }
-    Ok(app)
+    serve::make_way(app, session, manifest, node)?;
+    let backup = app.session.as_ref().and_then(|it| serve::front_socket(app, it, before, node));
+    front::set_backup(node.layout(), &session.name, backup.as_deref())?;
+    let Some(standing) = app.session.as_ref().filter(|_| before.profile.front.is_some()) else {
+        return Ok(());
+    };
+    if !front::is_published(node.layout(), before, &standing.name)? {
+        // A killed farmctl may have written another vhost, and not have told nginx. If this
+        // one is refused as well, the next one says so.
+        drop(serve::publish_front(app, standing, before, node));
+    }
+    front::publish(node.layout(), manifest).map(drop)
 }
 
 /// Makes `session` the one that serves; the one before stands by.
-fn switch(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Result<App> {
+fn switch(
+    app: &App,
+    session: &Session,
+    manifest: &Manifest,
+    before: &Manifest,
+    node: &Node,
+) -> Result<App> {
     let switched = app.clone().switched(session.clone());
     // State first: `tend` makes the links what state says.
     node.save_app(&switched)?;
-    lead(app, session, manifest, node)?;
-    Ok(switched)
-}
-
-/// Has nginx lead requests to a session, or no requests to a release without a front.
-fn lead(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Result<()> {
     if manifest.profile.front.is_none() {
-        return front::withdraw(node.layout(), &app.name);
+        front::withdraw(node.layout(), &app.name)?;
+        return Ok(switched);
     }
-    serve::publish_front(app, session, manifest, node).map(drop)
+    front::switch(node.layout(), &app.name, &session.name)?;
+    if before.profile.front.is_none() {
+        front::publish(node.layout(), manifest)?;
+    }
+    Ok(switched)
 }
 
 /// Makes `before` the state again: the session that served then still runs.
@@ -149,8 +192,26 @@ fn switch_back(before: &App, manifest: &Manifest, node: &Node) -> Result<()> {
     let _shield = Shield::raise();
     // Not the state first, as in `switch`: until it is written anew it names both sessions,
     // so that gc takes neither away.
-    let led = before.session.as_ref().map_or(Ok(()), |it| lead(before, it, manifest, node));
+    let led = before.session.as_ref().map_or(Ok(()), |session| {
+        if manifest.profile.front.is_none() {
+            return front::withdraw(node.layout(), &before.name);
+        }
+        serve::make_way(before, session, manifest, node)?;
+        // Before requests are led back: those that the other session breaks off when it is
+        // ended are asked here.
+        back_itself(before, session, manifest, node)?;
+        serve::publish_front(before, session, manifest, node).map(drop)
+    });
     node.save_app(before).and(led)
+}
+
+/// Makes the session that serves its own backup, for requests that another one, which is
+/// about to be ended, breaks off.
+fn back_itself(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Result<()> {
+    match serve::front_socket(app, session, manifest, node) {
+        Some(socket) => front::set_backup(node.layout(), &session.name, Some(&socket)),
+        None => Ok(()),
+    }
 }
 
 /// Jobs that run on the way to a release, and that a rollback does not undo.
@@ -190,101 +251,32 @@ pub fn settle(
         node.save_app(&back)?;
         app = back;
     }
-    for session in app.standby.clone() {
+    let serving = app.session.as_ref().map_or(manifest.version.as_str(), |it| it.version.as_str());
+    let manifest = manifest_of(serving)?;
+    retire_all(app, &manifest, manifest_of, node, patience, &|session| {
         say(&format!("ending session {}, which stood by", session.name));
-        let manifest = manifest_of(&session.version)?;
-        app = retire(app, &session, &manifest, node, patience)?;
-    }
-    Ok(app)
+    })
 }
 
-/// A session that has just begun to serve, and what it is judged by.
-#[derive(Debug)]
-struct Watch {
-    pids: Vec<(String, u32, Position)>,
-    traffic: Option<Traffic>,
-}
-
-impl Watch {
-    /// Begins before the switch.
-    fn begin(session: &Session, manifest: &Manifest, supervisor: &dyn Supervise) -> Result<Self> {
-        let mut pids = Vec::new();
-        for state in supervisor.states(&session.name)? {
-            let Some(pid) = state.pid else {
-                bail!("process {} is not running", state.process);
-            };
-            let position = supervisor.position(&session.name, &state.process)?;
-            pids.push((state.process, pid, position));
-        }
-        let front = manifest.profile.front.as_ref();
-        let traffic = front.map(|_| Traffic::from_now(&manifest.name)).transpose()?;
-        Ok(Self { pids, traffic })
-    }
-
-    /// Looks at the session for as long as it is to be watched. Fails as soon as a process
-    /// has ended or does not answer, or more requests fail than before.
-    fn prove(&mut self, session: &Session, manifest: &Manifest, course: &Course<'_>) -> Result<()> {
-        let mut last = Instant::now();
-        let looked = poll_until(course.watch, || {
-            if last.elapsed() >= LOOK {
-                last = Instant::now();
-                self.look(session, manifest, course)?;
-            }
-            Ok(None::<()>)
-        });
-        looked?;
-        if course.watch.is_zero() { Ok(()) } else { self.look(session, manifest, course) }
-    }
-
-    fn look(&mut self, session: &Session, manifest: &Manifest, course: &Course<'_>) -> Result<()> {
-        let Course { node, supervisor, .. } = *course;
-        let states = supervisor.states(&session.name)?;
-        for (name, pid, position) in &self.pids {
-            let same = states.iter().any(|state| state.process == *name && state.pid == Some(*pid));
-            let reason = if same {
-                unwell(name, session, manifest, node)?
-            } else {
-                Some("it has ended since the switch".to_owned())
-            };
-            if let Some(reason) = reason {
-                return serve::failure(session, name, position, &reason, supervisor)
-                    .with_context(|| format!("process {name}"));
-            }
-        }
-        let Some(traffic) = &mut self.traffic else { return Ok(()) };
-        let since = traffic.since()?;
-        if is_trouble(since, traffic.before) {
-            bail!("{} of {} requests failed since the switch", since.errors, since.requests);
-        }
-        Ok(())
-    }
-}
-
-/// What is wrong with how a process answers, if it is to answer and something is.
-fn unwell(
-    name: &str,
-    session: &Session,
+/// Ends all sessions that stand by. Answers the application without them.
+fn retire_all(
+    app: App,
     manifest: &Manifest,
+    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
     node: &Node,
-) -> Result<Option<String>> {
-    let process = manifest.profile.processes.iter().find(|process| process.name == name);
-    let Some(ready) = process.and_then(|process| process.ready.as_ref()) else { return Ok(None) };
-    let socket = node.layout().socket(&manifest.name, &session.name, name);
-    match probe::ready(&socket, &ready.http) {
-        Ok(answer) if answer.is_good() => Ok(None),
-        Ok(answer) => Ok(Some(format!("it answers {} to {}", answer.status, ready.http))),
-        Err(error) => {
-            check_interrupted()?;
-            Ok(Some(format!("{error:#}")))
-        }
+    patience: Duration,
+    say: &dyn Fn(&Session),
+) -> Result<App> {
+    let serving = app.session.clone();
+    // Requests that are broken off at last, and may be, are asked again where it serves.
+    serving.iter().try_for_each(|session| back_itself(&app, session, manifest, node))?;
+    let mut app = app;
+    for session in app.standby.clone() {
+        say(&session);
+        app = retire(app, &session, &manifest_of(&session.version)?, node, patience)?;
     }
-}
-
-/// Whether so many more requests fail than before that it is the new release's doing.
-fn is_trouble(since: Counted, before: Counted) -> bool {
-    let usual = before.errors * 100 / before.requests.max(1);
-    let share = USUAL.max(2 * usual).min(WORST);
-    since.errors > TOLERATED && since.errors * 100 > since.requests * share
+    serving.iter().try_for_each(|it| front::set_backup(node.layout(), &it.name, None))?;
+    Ok(app)
 }
 
 /// Ends a session that stands by: when its last request is done, at the latest after
@@ -314,21 +306,4 @@ fn retire(
     undo::remove_all(node, transaction, &|_| ())
         .with_context(|| format!("ending session {}", session.name))?;
     Ok(app)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn more_failed_requests_than_before_are_trouble() {
-        let counted = |requests, errors| Counted { requests, errors };
-        assert!(!is_trouble(counted(10, 5), counted(100, 0)));
-        assert!(is_trouble(counted(10, 6), counted(100, 0)));
-        assert!(!is_trouble(counted(200, 10), counted(0, 0)));
-        assert!(is_trouble(counted(200, 11), counted(0, 0)));
-        // A tenth of all requests failed before: twice that is a reason.
-        assert!(!is_trouble(counted(200, 40), counted(100, 10)));
-        assert!(is_trouble(counted(200, 41), counted(100, 10)));
-    }
 }

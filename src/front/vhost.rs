@@ -37,13 +37,13 @@ fn host_of(address: IpAddr) -> String {
 
 /// Where a location's files lie for nginx.
 enum Source {
-    /// In the root-owned copy of the release's, by number.
-    Export(usize),
+    /// In the root-owned copy of the release's.
+    Export,
     /// In a data directory on the host, and where links may not lead out of.
     Data { path: PathBuf, top: PathBuf },
 }
 
-fn source(layout: &Layout, manifest: &Manifest, index: usize, files: &StaticFiles) -> Source {
+fn source(layout: &Layout, manifest: &Manifest, files: &StaticFiles) -> Source {
     for data in &manifest.profile.data {
         if let Ok(below) = files.path.strip_prefix(&data.path) {
             let top = layout.app_data(&manifest.name).join(&data.name);
@@ -52,7 +52,7 @@ fn source(layout: &Layout, manifest: &Manifest, index: usize, files: &StaticFile
             return Source::Data { path, top };
         }
     }
-    Source::Export(index)
+    Source::Export
 }
 
 /// A path as a word of nginx's configuration.
@@ -76,9 +76,18 @@ fn word(path: &Path) -> Result<String> {
 pub fn render(layout: &Layout, manifest: &Manifest, front: &Front) -> Result<String> {
     let app = &manifest.name;
     let variable = format!("$farmctl_{}_connection", key(app));
+    let upstream = format!("farmctl_{}", key(app));
+    let socket = word(&layout.front_socket(app))?;
+    let backup = word(&layout.front_backup(app))?;
     let mut text = format!(
         "# Written by farmctl for {app}; changes are lost.\n\
          map $http_upgrade {variable} {{\n    default close;\n    websocket upgrade;\n}}\n\
+         upstream {upstream} {{\n    \
+             # Links, followed at every connect(2): no keep-alive. The second is there only\n    \
+             # while a release that has just begun to serve is watched.\n    \
+             server unix:{socket} max_fails=0;\n    \
+             server unix:{backup} max_fails=0 backup;\n\
+         }}\n\
          server {{\n"
     );
     // Without names it is for every name: also for those no other vhost has.
@@ -95,12 +104,12 @@ pub fn render(layout: &Layout, manifest: &Manifest, front: &Front) -> Result<Str
     // races with the client's next request: `wrk -c32` counts some 4 read errors in
     // 40,000 requests, without any reload, and none with this.
     let _ = writeln!(text, "    keepalive_requests 1000000;");
-    let socket = word(&layout.front_socket(app))?;
     let _ = write!(
         text,
         "\n    location / {{\n        \
-             # A link, followed at every connect(2): no keep-alive to the upstream.\n        \
-             proxy_pass http://unix:{socket};\n        \
+             proxy_pass http://{upstream};\n        \
+             # Not after a time-out: what is slow would be done twice.\n        \
+             proxy_next_upstream error;\n        \
              proxy_http_version 1.1;\n        \
              proxy_redirect off;\n        \
              proxy_set_header Host $http_host;\n        \
@@ -111,13 +120,13 @@ pub fn render(layout: &Layout, manifest: &Manifest, front: &Front) -> Result<Str
              proxy_set_header X-Forwarded-Proto $scheme;\n        \
              proxy_set_header X-Forwarded-Host $http_host;\n    }}\n"
     );
-    for (index, files) in front.statics.iter().enumerate() {
+    for files in &front.statics {
         // With a slash at the end of both, or `/static-old` would lead out of the directory.
         let location = format!("{}/", files.location.trim_end_matches('/'));
         let _ = write!(text, "\n    location ^~ {location} {{\n");
-        match source(layout, manifest, index, files) {
-            Source::Export(number) => {
-                let path = layout.front_static(app).join(number.to_string());
+        match source(layout, manifest, files) {
+            Source::Export => {
+                let path = layout.front_files(app, &files.location);
                 let _ = write!(
                     text,
                     "        alias {}/;\n        \
@@ -152,8 +161,8 @@ pub(super) fn exported<'a>(
     let Some(front) = &manifest.profile.front else {
         return Vec::new();
     };
-    let of_release = |(index, files): &(usize, &StaticFiles)| {
-        matches!(source(layout, manifest, *index, files), Source::Export(_))
+    let of_release = |(_, files): &(usize, &StaticFiles)| {
+        matches!(source(layout, manifest, files), Source::Export)
     };
     front.statics.iter().enumerate().filter(of_release).collect()
 }
@@ -221,6 +230,12 @@ mod tests {
             default close;
             websocket upgrade;
         }
+        upstream farmctl_shop {
+            # Links, followed at every connect(2): no keep-alive. The second is there only
+            # while a release that has just begun to serve is watched.
+            server unix:/run/farmctl/front/shop/socket max_fails=0;
+            server unix:/run/farmctl/front/shop/backup max_fails=0 backup;
+        }
         server {
             listen 127.0.0.1:8080 default_server;
             server_name _;
@@ -229,8 +244,9 @@ mod tests {
             keepalive_requests 1000000;
 
             location / {
-                # A link, followed at every connect(2): no keep-alive to the upstream.
-                proxy_pass http://unix:/run/farmctl/front/shop/socket;
+                proxy_pass http://farmctl_shop;
+                # Not after a time-out: what is slow would be done twice.
+                proxy_next_upstream error;
                 proxy_http_version 1.1;
                 proxy_redirect off;
                 proxy_set_header Host $http_host;
@@ -261,6 +277,12 @@ mod tests {
                 default close;
                 websocket upgrade;
             }
+            upstream farmctl_shop {
+                # Links, followed at every connect(2): no keep-alive. The second is there only
+                # while a release that has just begun to serve is watched.
+                server unix:/run/farmctl/front/shop/socket max_fails=0;
+                server unix:/run/farmctl/front/shop/backup max_fails=0 backup;
+            }
             server {
                 listen 80;
                 listen [::]:80;
@@ -270,8 +292,9 @@ mod tests {
                 keepalive_requests 1000000;
 
                 location / {
-                    # A link, followed at every connect(2): no keep-alive to the upstream.
-                    proxy_pass http://unix:/run/farmctl/front/shop/socket;
+                    proxy_pass http://farmctl_shop;
+                    # Not after a time-out: what is slow would be done twice.
+                    proxy_next_upstream error;
                     proxy_http_version 1.1;
                     proxy_redirect off;
                     proxy_set_header Host $http_host;
@@ -284,7 +307,7 @@ mod tests {
                 }
 
                 location ^~ /static/ {
-                    alias /run/farmctl/front/shop/static/0/;
+                    alias /run/farmctl/front/shop/files/+static/;
                     # Another release's file may have the same time and size.
                     etag off;
                     if_modified_since off;

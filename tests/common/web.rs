@@ -26,10 +26,16 @@ pub fn get(port: u16, path: &str) -> Answer {
 /// Like [`get`], with more header lines, each ended by CR LF.
 #[track_caller]
 pub fn get_with(port: u16, path: &str, headers: &str) -> Answer {
+    ask("GET", port, path, headers)
+}
+
+/// Like [`get_with`], by another method.
+#[track_caller]
+pub fn ask(method: &str, port: u16, path: &str, headers: &str) -> Answer {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the server listens");
     stream.set_read_timeout(Some(Duration::from_secs(30))).expect("it is not zero");
     // HTTP/1.0: the answer ends with the connection, without chunks.
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n{headers}\r\n")
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: 127.0.0.1:{port}\r\n{headers}\r\n")
         .expect("the server reads");
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).expect("the server answers to the end");

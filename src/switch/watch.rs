@@ -1,0 +1,140 @@
+//! Whether a session that has just begun to serve does so as it should.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Course;
+use crate::front::{Counted, Traffic};
+use crate::manifest::Manifest;
+use crate::node::Node;
+use crate::probe;
+use crate::release::Session;
+use crate::run::{check_interrupted, poll_until};
+use crate::serve;
+use crate::supervise::{Position, Supervise};
+
+/// Pause between two looks at a new session.
+const LOOK: Duration = Duration::from_millis(250);
+/// Failed requests that are no reason to switch back: as many can come by chance.
+const TOLERATED: u64 = 5;
+/// Share of failed requests that is no reason, in percent; twice what was usual before is
+/// none either.
+const USUAL: u64 = 5;
+/// Share of failed requests that is a reason whatever was usual, in percent.
+const WORST: u64 = 90;
+
+/// A session that has just begun to serve, and what it is judged by.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pids: Vec<(String, u32, Position)>,
+    traffic: Option<Traffic>,
+}
+
+impl Watch {
+    /// Begins before the switch.
+    pub(super) fn begin(
+        session: &Session,
+        manifest: &Manifest,
+        supervisor: &dyn Supervise,
+    ) -> Result<Self> {
+        let mut pids = Vec::new();
+        for state in supervisor.states(&session.name)? {
+            let Some(pid) = state.pid else {
+                bail!("process {} is not running", state.process);
+            };
+            let position = supervisor.position(&session.name, &state.process)?;
+            pids.push((state.process, pid, position));
+        }
+        let front = manifest.profile.front.as_ref();
+        let traffic = front.map(|_| Traffic::from_now(&manifest.name)).transpose()?;
+        Ok(Self { pids, traffic })
+    }
+
+    /// Looks at the session for as long as it is to be watched. Fails as soon as a process
+    /// has ended or does not answer, or more requests fail than before.
+    pub(super) fn prove(
+        &mut self,
+        session: &Session,
+        manifest: &Manifest,
+        course: &Course<'_>,
+    ) -> Result<()> {
+        let mut last = Instant::now();
+        let looked = poll_until(course.watch, || {
+            if last.elapsed() >= LOOK {
+                last = Instant::now();
+                self.look(session, manifest, course)?;
+            }
+            Ok(None::<()>)
+        });
+        looked?;
+        if course.watch.is_zero() { Ok(()) } else { self.look(session, manifest, course) }
+    }
+
+    fn look(&mut self, session: &Session, manifest: &Manifest, course: &Course<'_>) -> Result<()> {
+        let Course { node, supervisor, .. } = *course;
+        let states = supervisor.states(&session.name)?;
+        for (name, pid, position) in &self.pids {
+            let same = states.iter().any(|state| state.process == *name && state.pid == Some(*pid));
+            let reason = if same {
+                unwell(name, session, manifest, node)?
+            } else {
+                Some("it has ended since the switch".to_owned())
+            };
+            if let Some(reason) = reason {
+                return serve::failure(session, name, position, &reason, supervisor)
+                    .with_context(|| format!("process {name}"));
+            }
+        }
+        let Some(traffic) = &mut self.traffic else { return Ok(()) };
+        let since = traffic.since()?;
+        if is_trouble(since, traffic.before) {
+            bail!("{} of {} requests failed since the switch", since.errors, since.requests);
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with how a process answers, if it is to answer and something is.
+pub(super) fn unwell(
+    name: &str,
+    session: &Session,
+    manifest: &Manifest,
+    node: &Node,
+) -> Result<Option<String>> {
+    let process = manifest.profile.processes.iter().find(|process| process.name == name);
+    let Some(ready) = process.and_then(|process| process.ready.as_ref()) else { return Ok(None) };
+    let socket = node.layout().socket(&manifest.name, &session.name, name);
+    match probe::ready(&socket, &ready.http) {
+        Ok(answer) if answer.is_good() => Ok(None),
+        Ok(answer) => Ok(Some(format!("it answers {} to {}", answer.status, ready.http))),
+        Err(error) => {
+            check_interrupted()?;
+            Ok(Some(format!("{error:#}")))
+        }
+    }
+}
+
+/// Whether so many more requests fail than before that it is the new release's doing.
+fn is_trouble(since: Counted, before: Counted) -> bool {
+    let usual = before.errors * 100 / before.requests.max(1);
+    let share = USUAL.max(2 * usual).min(WORST);
+    since.errors > TOLERATED && since.errors * 100 > since.requests * share
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_failed_requests_than_before_are_trouble() {
+        let counted = |requests, errors| Counted { requests, errors };
+        assert!(!is_trouble(counted(10, 5), counted(100, 0)));
+        assert!(is_trouble(counted(10, 6), counted(100, 0)));
+        assert!(!is_trouble(counted(200, 10), counted(0, 0)));
+        assert!(is_trouble(counted(200, 11), counted(0, 0)));
+        // A tenth of all requests failed before: twice that is a reason.
+        assert!(!is_trouble(counted(200, 40), counted(100, 10)));
+        assert!(is_trouble(counted(200, 41), counted(100, 10)));
+    }
+}
