@@ -72,6 +72,7 @@ pub enum Verb {
     Upgrade(commands::upgrade::Args),
     Rollback(commands::rollback::Args),
     Status(commands::status::Args),
+    History(commands::history::Args),
     Logs(commands::logs::Args),
     Shell(commands::shell::Args),
     List(commands::list::Args),

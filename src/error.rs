@@ -146,9 +146,9 @@ fn without_number(text: &str) -> String {
     }
 }
 
-/// The error as a user reads it: one line of contexts, then the hint.
+/// What went wrong, on one line of contexts; lines of tools may follow.
 #[must_use]
-pub fn render(error: &anyhow::Error) -> String {
+pub fn message(error: &anyhow::Error) -> String {
     let mut line = String::new();
     let mut last = String::new();
     for cause in error.chain() {
@@ -163,6 +163,13 @@ pub fn render(error: &anyhow::Error) -> String {
         line.push_str(text.trim_end());
         last = text;
     }
+    line
+}
+
+/// The error as a user reads it: one line of contexts, then the hint.
+#[must_use]
+pub fn render(error: &anyhow::Error) -> String {
+    let line = message(error);
     match hint_of(error) {
         Some(hint) => format!("error: {line}\nhint: {hint}"),
         None => format!("error: {line}"),

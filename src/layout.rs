@@ -81,6 +81,18 @@ impl Layout {
         self.apps().join(format!("{app}.json"))
     }
 
+    /// What was done to an application.
+    #[must_use]
+    pub fn history(&self, app: &str) -> PathBuf {
+        self.state().join("history").join(format!("{app}.jsonl"))
+    }
+
+    /// What was done to it before that.
+    #[must_use]
+    pub fn older_history(&self, app: &str) -> PathBuf {
+        self.state().join("history").join(format!("{app}.jsonl.1"))
+    }
+
     /// Directory of the environments' records.
     #[must_use]
     pub fn environments(&self) -> PathBuf {

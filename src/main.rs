@@ -56,6 +56,7 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Upgrade(args) => commands::upgrade::run(args, context),
         Verb::Rollback(args) => commands::rollback::run(args, context),
         Verb::Status(args) => commands::status::run(args, context),
+        Verb::History(args) => commands::history::run(args, context),
         Verb::Logs(args) => commands::logs::run(args, context),
         Verb::Shell(args) => commands::shell::run(args, context),
         Verb::List(args) => commands::list::run(args, context),

@@ -251,6 +251,14 @@ pub fn day(seconds: i64) -> String {
     jiff::Timestamp::from_second(seconds)
         .map_or_else(|_| "unknown".to_owned(), |time| time.strftime("%F").to_string())
 }
+
+/// A moment, in UTC, of a time in seconds since 1970.
+#[must_use]
+pub fn moment(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds)
+        .map_or_else(|_| "unknown".to_owned(), |time| time.strftime("%F %T").to_string())
+}
+
 /// A span of seconds as people read it.
 #[must_use]
 pub fn span(seconds: i64) -> String {

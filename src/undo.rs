@@ -194,6 +194,25 @@ pub fn finish(node: &Node, transaction: Transaction) -> Result<Vec<Object>> {
     Ok(objects)
 }
 
+/// Finishes the transactions about an application whose farmctl is gone. The caller has its
+/// lock; `say` hears of what was removed.
+///
+/// # Errors
+/// As [`remove_all`].
+pub fn finish_all(node: &Node, subject: &str, say: &dyn Fn(&str)) -> Result<()> {
+    for transaction in node.abandoned()? {
+        if transaction.subject() != subject {
+            continue;
+        }
+        let title = format!("{} that was cut short", transaction.verb());
+        let finished = finish(node, transaction).with_context(|| format!("undoing the {title}"));
+        for object in finished? {
+            say(&format!("removed the {object} of the {title}"));
+        }
+    }
+    Ok(())
+}
+
 /// What the state names.
 struct Kept {
     objects: Vec<Object>,

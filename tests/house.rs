@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FACE: [&str; 3] = ["main", "cli", "ui"];
-const HANDS: [&str; 30] = [
+const HANDS: [&str; 31] = [
     "run",
     "mount",
     "file",
@@ -35,6 +35,7 @@ const HANDS: [&str; 30] = [
     "front",
     "serve",
     "switch",
+    "history",
     "node",
     "undo",
 ];
@@ -212,7 +213,7 @@ fn plans_touch_no_file_no_process_no_clock_and_no_environment() {
 }
 
 /// What verbs have in common; no verbs.
-const SHARED: [&str; 4] = ["mod", "incoming", "baking", "comparison"];
+const SHARED: [&str; 5] = ["mod", "incoming", "record", "baking", "comparison"];
 
 #[test]
 fn a_verb_never_uses_another_verb() {

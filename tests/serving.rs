@@ -824,6 +824,7 @@ fn every_help_fits_eighty_columns_and_ends_with_an_example() {
             "upgrade",
             "rollback",
             "status",
+            "history",
             "logs",
             "shell",
             "list",

@@ -1,5 +1,5 @@
 //! What surrounds the switch of an application from release to release: what nginx is told
-//! and when, and what stands by.
+//! and when, what stands by, what a killed farmctl left, and what is known of it all later.
 
 #![expect(clippy::disallowed_types, reason = "tests start the program as a user does")]
 
@@ -24,7 +24,7 @@ use std::time::Duration;
 use common::{Farm, tool, wait_for};
 use nix::sys::signal::Signal;
 use shop::{PORT, Shop, assert_alone, assert_serves, url};
-use signal::{Working, word};
+use signal::{Working, runs, word};
 use web::{Load, ask, get};
 
 /// Where a site that is not farmctl's listens.
@@ -162,4 +162,114 @@ fn a_changed_vhost_is_in_force_before_the_first_page_of_its_release() {
     let report = load.end(Duration::from_secs(1));
     assert_eq!(report.bad_answers, 0, "{report:?}");
     assert_alone(&farm);
+}
+
+#[test]
+fn the_verb_repeated_finishes_what_a_killed_one_began() {
+    let farm = Farm::new();
+    Shop::new("1.0").start(&farm);
+    farm.run(&["install", word(&Shop::new("1.1").pack(&farm))]).ok();
+    // What runs then: the old session, and of the new one all but the switch.
+    let kill = || {
+        let upgrade = Working::until(&farm, &["upgrade", "shop", "1.1"], "starting the process");
+        drop(upgrade.end(Signal::SIGKILL));
+        let status = farm.run(&["status", "shop"]).ok().stdout;
+        let said = status.lines().find(|line| line.starts_with("last change"));
+        let said = said.expect("there has been one");
+        assert!(said.contains("upgrade from 1.0 to 1.1 by root, cut short"), "{said}");
+        assert_eq!(farm.run(&["gc", "--check"]).code, 3, "something is left");
+    };
+    kill();
+    let again = farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok().stderr;
+    assert!(again.contains(" of the upgrade that was cut short\n"), "{again}");
+    assert_serves("1.1");
+    assert_alone(&farm);
+    farm.run(&["rollback", "shop"]).ok();
+    kill();
+    farm.run(&["tend"]).ok();
+    assert_serves("1.0");
+    assert_alone(&farm);
+    kill();
+    farm.run(&["stop", "shop"]).ok();
+    farm.assert_clean();
+    assert!(!runs("nginx -e stderr"), "a server of a killed upgrade runs on");
+}
+
+/// The history without what is another in every run: a line for each change.
+#[track_caller]
+fn told(farm: &Farm) -> Vec<String> {
+    let json = farm.run(&["history", "shop", "--json"]).ok().stdout;
+    let changes: Vec<serde_json::Value> = serde_json::from_str(&json).expect("it is JSON");
+    let line = |change: &serde_json::Value| {
+        let began = change["began"].as_i64().expect("every change has begun");
+        let ended = change["ended"].as_i64().expect("every change has ended");
+        assert!((began..began + 600).contains(&ended), "{change}");
+        let text = |key: &str| change[key].as_str().unwrap_or_default().to_owned();
+        let error = text("error");
+        let digits = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
+        let error: Vec<&str> =
+            error.split(' ').map(|word| if digits(word) { "N" } else { word }).collect();
+        let line = [text("verb"), text("what"), text("result"), error.join(" ")].join(" ");
+        line.trim_end_matches([' ', 'N']).to_owned()
+    };
+    changes.iter().map(line).collect()
+}
+
+#[test]
+fn every_change_is_told_with_its_reason_until_the_data_goes() {
+    let farm = Farm::new();
+    Shop::new("1.0").start(&farm);
+    let bad = Shop { page: 500, ..Shop::new("1.1") }.pack(&farm);
+    let load = Load::start(&url());
+    farm.run(&["upgrade", "shop", word(&bad), "--watch", "60s"]).failed(1);
+    drop(load);
+    farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok();
+    let mut rollback = farm.command(&["rollback", "shop"]);
+    rollback.env("SUDO_USER", "anna");
+    common::run(rollback).ok();
+    farm.run(&["reload", "shop"]).ok();
+    farm.run(&["restart", "shop", "web"]).ok();
+    let upgrade = Working::until(&farm, &["upgrade", "shop", "1.1"], "starting the process");
+    assert_eq!(upgrade.end(Signal::SIGINT).code, 130);
+    fs::remove_file(farm.root().join("run/farmctl/front/shop")).expect("it leads to a session");
+    farm.run(&["tend"]).ok();
+    let status = farm.run(&["status", "shop"]).ok().stdout;
+    assert!(status.contains("\nlast change  tend publishing the vhost by tend, done "), "{status}");
+    // Nothing to do is no change.
+    for verb in [&["tend"][..], &["start", "shop"], &["upgrade", "shop", "1.0"]] {
+        farm.run(verb).ok();
+    }
+    farm.run(&["stop", "shop"]).ok();
+    farm.run(&["stop", "shop"]).ok();
+    farm.run(&["remove", "shop", "--release", "1.1"]).ok();
+    farm.run(&["remove", "shop"]).ok();
+    assert_eq!(
+        told(&farm),
+        [
+            "install 1.0 done",
+            "start 1.0 done",
+            "install 1.1 done",
+            "upgrade from 1.0 to 1.1 switched-back upgrading shop from 1.0 to 1.1: 1.0 serves \
+             again: N of N requests failed since the switch",
+            "upgrade from 1.0 to 1.1 done",
+            "rollback from 1.1 to 1.0 done",
+            "reload web done",
+            "restart web done",
+            "upgrade from 1.0 to 1.1 interrupted upgrading shop from 1.0 to 1.1: interrupted",
+            "tend publishing the vhost done",
+            "stop 1.0 done",
+            "remove 1.1 done",
+            "remove 1.0 done",
+        ]
+    );
+    let table = farm.run(&["history", "shop"]).ok().stdout;
+    let line = |what: &str| table.lines().find(|line| line.contains(what)).expect("it was done");
+    assert!(line("rollback").ends_with("  anna  rollback from 1.1 to 1.0: done"), "{table}");
+    assert!(line("tend").ends_with("  tend  tend publishing the vhost: done"), "{table}");
+    // A history outlives what it is about, and goes with its data.
+    farm.run(&["remove", "shop", "--data"]).ok();
+    let error = farm.run(&["history", "shop"]).failed(1);
+    assert_eq!(error.error(), "no application shop is installed");
+    let left = fs::read_dir(farm.state("history")).expect("it was made").count();
+    assert_eq!(left, 0);
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 
 use super::Context;
+use super::record::Subject;
 use crate::account;
 use crate::debian;
 use crate::error::{self, Mark as _, refuse};
@@ -149,8 +150,10 @@ impl Incoming {
     /// Installs it, or leaves nothing of it. The caller has a mount namespace of its own.
     pub(super) fn install(&mut self, node: &Node, context: &Context) -> Result<()> {
         let (name, version) = (self.manifest().name.clone(), self.manifest().version.clone());
-        undo::attempt(node, "install", &name, |transaction| self.unpack(node, context, transaction))
-            .with_context(|| format!("installing {name} {version}"))
+        Subject { context, node, app: &name, verb: "install" }.record(&version, || {
+            undo::attempt(node, "install", &name, |it| self.unpack(node, context, it))
+                .with_context(|| format!("installing {name} {version}"))
+        })
     }
 
     fn unpack(

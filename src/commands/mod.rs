@@ -17,6 +17,7 @@ use crate::signature::SecretKey;
 use crate::tarball::Archive;
 use crate::trust;
 use crate::ui::Ui;
+use crate::undo;
 
 pub mod audit;
 pub mod bake;
@@ -27,6 +28,7 @@ pub mod completions;
 pub mod diff;
 pub mod doctor;
 pub mod gc;
+pub mod history;
 mod incoming;
 pub mod install;
 pub mod key;
@@ -34,6 +36,7 @@ pub mod list;
 pub mod lock;
 pub mod logs;
 pub mod manual;
+mod record;
 pub mod reload;
 pub mod remove;
 pub mod restart;
@@ -86,6 +89,14 @@ fn lock(node: &Node, app: &str, verb: &str) -> Result<Lock> {
         lock => lock.map(Some),
     })?;
     lock.map_or_else(|| node.lock(app, verb), Ok)
+}
+
+/// Locks an application as [`lock()`] does, and undoes what a farmctl that was killed had
+/// begun to make of it: two sessions of one upgrade are not to run side by side.
+fn take_over(node: &Node, app: &str, verb: &str, context: &Context) -> Result<Lock> {
+    let lock = lock(node, app, verb)?;
+    undo::finish_all(node, app, &|text| context.ui.step(text))?;
+    Ok(lock)
 }
 
 /// Refuses a name that cannot be one before it becomes part of a path.

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use super::Context;
+use super::record::Subject;
 use crate::error::Exit;
 use crate::plan::Plan;
 use crate::profile::Reload;
@@ -55,25 +56,30 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let started = super::started(&node, &args.name)?;
     let processes = super::chosen_processes(&started.manifest, args.process.as_deref())?;
     let supervisor = supervise::detect(node.layout());
-    let mut done = Vec::new();
-    for process in processes {
-        context.ui.step(format!("reloading the process {}", process.name));
-        let reloaded =
-            serve::reload(&started.app, &started.session, process, &node, supervisor.as_ref())
-                .with_context(|| format!("reloading {}", args.name))?;
-        context.ui.step(format!(
-            "{} {}: workers {} → {}",
-            reloaded.process,
-            if reloaded.by == "restart" {
-                "restarted".to_owned()
-            } else {
-                format!("got SIG{}", reloaded.by)
-            },
-            pids(&reloaded.before),
-            pids(&reloaded.after)
-        ));
-        done.push(reloaded);
-    }
+    let names: Vec<&str> = processes.iter().map(|process| process.name.as_str()).collect();
+    let subject = Subject { context, node: &node, app: &args.name, verb: "reload" };
+    let done = subject.record(&names.join(" "), || {
+        let mut done = Vec::new();
+        for process in processes {
+            context.ui.step(format!("reloading the process {}", process.name));
+            let reloaded =
+                serve::reload(&started.app, &started.session, process, &node, supervisor.as_ref())
+                    .with_context(|| format!("reloading {}", args.name))?;
+            context.ui.step(format!(
+                "{} {}: workers {} → {}",
+                reloaded.process,
+                if reloaded.by == "restart" {
+                    "restarted".to_owned()
+                } else {
+                    format!("got SIG{}", reloaded.by)
+                },
+                pids(&reloaded.before),
+                pids(&reloaded.after)
+            ));
+            done.push(reloaded);
+        }
+        Ok(done)
+    })?;
     if args.json {
         context.ui.json(&done);
     }

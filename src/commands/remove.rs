@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use super::Context;
+use super::record::Subject;
 use crate::account;
 use crate::error::{Exit, refuse};
 use crate::file;
@@ -15,7 +16,7 @@ use crate::undo;
 /// Remove an application, one of its releases, or an environment
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl remove hello --release 1.0.0\n  farmctl remove hello\n  farmctl remove --environment hello\n\nData directories, secrets and logs stay; --data removes them as well, except what\nis in the journal."
+    after_help = "Examples:\n  farmctl remove hello --release 1.0.0\n  farmctl remove hello\n  farmctl remove --environment hello\n\nData directories, secrets, logs and the history stay; --data removes them as\nwell, except what is in the journal."
 )]
 pub struct Args {
     /// The application, or with --environment the environment
@@ -26,7 +27,7 @@ pub struct Args {
     /// The bootstrapped environment of this name instead
     #[arg(long)]
     environment: bool,
-    /// Also the application's data directories, secrets, logs and account
+    /// Also the application's data directories, secrets, logs, history and account
     #[arg(long, conflicts_with_all = ["environment", "release"])]
     data: bool,
     /// Show what would be done and stop
@@ -80,19 +81,29 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     if args.dry_run {
         return show(&format!("remove {what}"), &objects, context);
     }
-    let transaction = begin(&node, "remove", &app.name, objects)?;
-    // Forget in state, then delete: state never names what does not exist.
-    if whole {
-        node.forget_app(&app.name)?;
+    let remove = || {
+        let transaction = begin(&node, "remove", &app.name, objects)?;
+        // Forget in state, then delete: state never names what does not exist.
+        if whole {
+            node.forget_app(&app.name)?;
+        } else {
+            let versions = releases.iter().map(|release| release.version.clone());
+            let left = versions.fold(app.clone(), |app, version| app.removed(&version));
+            node.save_app(&left)?;
+        }
+        undo::remove_all(&node, transaction, &|object| {
+            context.ui.step(format!("removing {}", object.named()));
+        })
+        .with_context(|| format!("removing {what}"))
+    };
+    if args.data {
+        // With its history.
+        remove()?;
     } else {
-        let versions = releases.iter().map(|release| release.version.clone());
-        let left = versions.fold(app.clone(), |app, version| app.removed(&version));
-        node.save_app(&left)?;
+        let subject = Subject { context, node: &node, app: &app.name, verb: "remove" };
+        let versions: Vec<&str> = releases.iter().map(|it| it.version.as_str()).collect();
+        subject.record(&versions.join(" "), remove)?;
     }
-    undo::remove_all(&node, transaction, &|object| {
-        context.ui.step(format!("removing {}", object.named()));
-    })
-    .with_context(|| format!("removing {what}"))?;
     context.ui.done(format!("removed {what}"));
     Ok(Exit::Done)
 }
@@ -139,6 +150,8 @@ fn rest_of(args: &Args, app: &str, node: &Node) -> Result<Vec<Object>> {
     if args.data {
         objects.push(Object::Path { path: layout.secrets(app) });
         objects.push(Object::Path { path: layout.app_logs(app) });
+        objects.push(Object::Path { path: layout.history(app) });
+        objects.push(Object::Path { path: layout.older_history(app) });
         objects.push(Object::Requests { app: app.to_owned() });
     }
     Ok(objects)

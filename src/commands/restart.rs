@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use super::Context;
+use super::record::Subject;
 use crate::error::Exit;
 use crate::plan::Plan;
 use crate::serve;
@@ -45,23 +46,27 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let started = super::started(&node, &args.name)?;
     let processes = super::chosen_processes(&started.manifest, args.process.as_deref())?;
     let supervisor = supervise::detect(node.layout());
-    for process in processes {
-        context.ui.step(format!("restarting the process {}", process.name));
-        let before = supervisor.position(&started.session.name, &process.name)?;
-        supervisor
-            .restart(&started.session.name, &process.name)
-            .and_then(|()| {
-                serve::wait_until_ready(
-                    &started.app,
-                    &started.session,
-                    process,
-                    &before,
-                    &node,
-                    supervisor.as_ref(),
-                )
-            })
-            .with_context(|| format!("restarting {}", args.name))?;
-    }
+    let names: Vec<&str> = processes.iter().map(|process| process.name.as_str()).collect();
+    let subject = Subject { context, node: &node, app: &args.name, verb: "restart" };
+    subject.record(&names.join(" "), || {
+        processes.into_iter().try_for_each(|process| {
+            context.ui.step(format!("restarting the process {}", process.name));
+            let before = supervisor.position(&started.session.name, &process.name)?;
+            supervisor
+                .restart(&started.session.name, &process.name)
+                .and_then(|()| {
+                    serve::wait_until_ready(
+                        &started.app,
+                        &started.session,
+                        process,
+                        &before,
+                        &node,
+                        supervisor.as_ref(),
+                    )
+                })
+                .with_context(|| format!("restarting {}", args.name))
+        })
+    })?;
     context.ui.done(format!("restarted {}", args.name));
     Ok(Exit::Done)
 }

@@ -3,7 +3,9 @@
 use anyhow::{Context as _, Result};
 
 use super::Context;
+use super::record::Subject;
 use crate::error::{Exit, refuse};
+use crate::history::{self, Outcome};
 use crate::plan::Plan;
 use crate::profile::{Seconds, When};
 use crate::supervise;
@@ -38,11 +40,16 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let node = context.node()?;
     super::started(&node, &args.name)?;
-    let _lock = if args.dry_run { None } else { Some(super::lock(&node, &args.name, "rollback")?) };
+    let _lock = if args.dry_run {
+        None
+    } else {
+        Some(super::take_over(&node, &args.name, "rollback", context)?)
+    };
     let started = super::started(&node, &args.name)?;
     let supervisor = supervise::detect(node.layout());
     let say = |text: &str| context.ui.step(text);
     let manifest_of = |version: &str| super::manifest_of(&node, &started.app, version);
+    let subject = Subject { context, node: &node, app: &args.name, verb: "rollback" };
     // Of an upgrade that was interrupted, the release it came from.
     let previous = started.app.previous.clone();
     let (watch, drain) = (args.watch.duration(), args.drain.duration());
@@ -50,7 +57,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         started.app.clone()
     } else {
         let app = started.app.clone();
-        switch::settle(app, &manifest_of, &node, supervisor.as_ref(), drain, &say)?
+        subject.record_steps(
+            &history::who(),
+            |_| Outcome::Done,
+            |say| switch::settle(app, &manifest_of, &node, supervisor.as_ref(), drain, say),
+        )?
     };
     let serving = app.session.as_ref().map(|session| session.version.clone()).unwrap_or_default();
     let Some(wanted) = args.release.clone().or(previous) else {
@@ -84,8 +95,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         watch,
         drain,
     };
-    switch::to_release(&app, &new, &old, &course, "rollback", &say)
-        .with_context(|| format!("rolling back {what}"))?;
+    subject.record(&format!("from {serving} to {version}"), || {
+        switch::to_release(&app, &new, &old, &course, "rollback", &say)
+            .with_context(|| format!("rolling back {what}"))
+    })?;
     context.ui.done(format!("rolled back {what}"));
     Ok(Exit::Done)
 }

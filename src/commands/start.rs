@@ -3,8 +3,10 @@
 use anyhow::{Context as _, Result};
 
 use super::Context;
+use super::record::Subject;
 use crate::error::{Exit, refuse};
 use crate::front;
+use crate::history::{self, Outcome};
 use crate::layout;
 use crate::manifest::Manifest;
 use crate::node::{Node, Object, Transaction};
@@ -52,16 +54,19 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.show_plan(&plan(&app, &manifest, &node)?);
         return Ok(Exit::Done);
     }
-    let _lock = super::lock(&node, &args.name, "start")?;
+    let _lock = super::take_over(&node, &args.name, "start", context)?;
     let app = node.installed(&args.name)?;
     if let Some(session) = &app.session {
         return again(&app, session, args.release.as_deref(), &node, supervisor.as_ref(), context);
     }
     let what = format!("{} {version}", app.name);
-    undo::attempt(&node, "start", &app.name, |transaction| {
-        start(&app, &manifest, &node, supervisor.as_ref(), context, transaction)
-    })
-    .with_context(|| format!("starting {what}"))?;
+    let subject = Subject { context, node: &node, app: &app.name, verb: "start" };
+    subject.record(&version, || {
+        undo::attempt(&node, "start", &app.name, |transaction| {
+            start(&app, &manifest, &node, supervisor.as_ref(), context, transaction)
+        })
+        .with_context(|| format!("starting {what}"))
+    })?;
     context.ui.done(format!("started {what}"));
     answer(&manifest, context);
     Ok(Exit::Done)
@@ -84,9 +89,15 @@ fn again(
     }
     let manifest = super::manifest_of(node, app, &session.version)?;
     let what = format!("{} {}", app.name, session.version);
-    let repaired =
-        serve::restore(app, session, &manifest, node, supervisor, &|text| context.ui.step(text))
-            .with_context(|| format!("bringing {what} back"))?;
+    let subject = Subject { context, node, app: &app.name, verb: "start" };
+    let repaired = subject.record_steps(
+        &history::who(),
+        |_| Outcome::Done,
+        |say| {
+            serve::restore(app, session, &manifest, node, supervisor, say)
+                .with_context(|| format!("bringing {what} back"))
+        },
+    )?;
     if repaired {
         context.ui.done(format!("brought {what} back"));
     } else {

@@ -6,6 +6,7 @@ use serde::Serialize;
 use super::Context;
 use crate::error::Exit;
 use crate::front;
+use crate::history::{self, Change};
 use crate::node;
 use crate::probe;
 use crate::process;
@@ -45,6 +46,7 @@ struct Status {
     free_bytes: u64,
     /// How full a thin pool's metadata is.
     metadata_percent: Option<f64>,
+    last_change: Option<Change>,
 }
 
 #[derive(Serialize)]
@@ -185,6 +187,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         storage: backend.to_owned(),
         free_bytes: usage.free,
         metadata_percent: usage.metadata_percent,
+        last_change: history::read(node.layout(), &app.name)?.pop(),
         name: app.name,
     };
     if args.json {
@@ -269,6 +272,11 @@ fn render(status: &Status, now: i64) -> String {
     let metadata = super::metadata(status.metadata_percent);
     let free = ui::size(status.free_bytes);
     rows.push(row("storage", format!("{}, {free} free{metadata}", status.storage)));
+    if let Some(Change { began, ended, verb, what, by, result, .. }) = &status.last_change {
+        let ago = ui::span(now - ended.unwrap_or(*began));
+        let text = format!("{verb} {what} by {by}, {result} {ago} ago");
+        rows.push(row("last change", ui::one_line(&text).into_owned()));
+    }
     if status.state == "broken" {
         rows.push(row("hint", format!("farmctl start {} brings it back", status.name)));
     }
@@ -278,6 +286,7 @@ fn render(status: &Status, now: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::Outcome;
 
     #[test]
     fn the_status_of_a_running_application_fits_one_screen() {
@@ -313,6 +322,15 @@ mod tests {
             storage: "directory".to_owned(),
             free_bytes: 5 << 30,
             metadata_percent: None,
+            last_change: Some(Change {
+                began: 100,
+                ended: Some(104),
+                verb: "upgrade".to_owned(),
+                what: "from 1.4.1 to 1.4.2".to_owned(),
+                by: "anna".to_owned(),
+                result: Outcome::Done,
+                error: None,
+            }),
         };
         insta::assert_snapshot!(render(&status, 400), @r"
         shop         running
@@ -322,6 +340,7 @@ mod tests {
         process web  running, pid 42, 5 workers, 10.00 MiB, up 5 min, answers 200
         front        http://127.0.0.1:8080/
         storage      directory, 5.00 GiB free
+        last change  upgrade from 1.4.1 to 1.4.2 by anna, done 4 min ago
         ");
     }
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 
 use super::Context;
+use super::record::Subject;
 use crate::error::Exit;
 use crate::node::Object;
 use crate::plan::Plan;
@@ -40,21 +41,24 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.show_plan(&plan);
         return Ok(Exit::Done);
     }
-    let _lock = super::lock(&node, &args.name, "stop")?;
+    let _lock = super::take_over(&node, &args.name, "stop", context)?;
     let app = node.installed(&args.name)?;
     if app.session.is_none() {
         context.ui.already(format!("{} is stopped already", app.name));
         return Ok(Exit::Done);
     }
-    let mut transaction = node.begin("stop", &app.name)?;
-    for object in Object::serving(&app) {
-        transaction.intend(object)?;
-    }
-    node.save_app(&app.clone().stopped())?;
-    undo::remove_all(&node, transaction, &|object| {
-        context.ui.step(format!("removing {}", object.named()));
-    })
-    .with_context(|| format!("stopping {what}"))?;
+    let subject = Subject { context, node: &node, app: &app.name, verb: "stop" };
+    subject.record(&session.version, || {
+        let mut transaction = node.begin("stop", &app.name)?;
+        for object in Object::serving(&app) {
+            transaction.intend(object)?;
+        }
+        node.save_app(&app.clone().stopped())?;
+        undo::remove_all(&node, transaction, &|object| {
+            context.ui.step(format!("removing {}", object.named()));
+        })
+        .with_context(|| format!("stopping {what}"))
+    })?;
     context.ui.done(format!("stopped {what}"));
     Ok(Exit::Done)
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::Context;
+use super::record::Subject;
 use crate::error::{self, Exit};
+use crate::history::{self, Outcome};
 use crate::manifest::Manifest;
 use crate::node::{self, Node};
 use crate::release::{App, Session};
@@ -17,6 +19,7 @@ use crate::storage::{self, Growth, Usage};
 use crate::supervise::{self, Supervise};
 use crate::switch;
 use crate::ui;
+use crate::undo;
 
 /// How long before storage is full its filling up is worth a warning, in seconds: a day.
 const WARNED: i64 = 86_400;
@@ -111,13 +114,17 @@ fn bring_back(
     node: &Node,
     supervisor: &dyn Supervise,
     say: &dyn Fn(&str),
-) -> Result<()> {
+) -> Result<Outcome> {
+    undo::finish_all(node, &app.name, say)?;
     if app.standby.is_empty() {
-        return serve::restore(&app, session, manifest, node, supervisor, say).map(drop);
+        serve::restore(&app, session, manifest, node, supervisor, say)?;
+        return Ok(Outcome::Done);
     }
     let known = app.clone();
     let manifest_of = |version: &str| super::manifest_of(node, &known, version);
-    switch::settle(app, &manifest_of, node, supervisor, DRAIN, say).map(drop)
+    let settled = switch::settle(app, &manifest_of, node, supervisor, DRAIN, say)?;
+    let same = settled.session.as_ref() == Some(session);
+    Ok(if same { Outcome::Done } else { Outcome::SwitchedBack })
 }
 
 fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
@@ -153,12 +160,15 @@ fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
         let Some(app) = node.app(&app.name)? else { continue };
         let Some(session) = app.session.clone() else { continue };
         let manifest = super::manifest_of(node, &app, &session.version)?;
-        let say = |text: &str| context.ui.step(format!("{}: {text}", app.name));
         // One that is short of room is to run all the same.
         let watched = watch(&app, &session, node, context);
-        let restored =
-            bring_back(app.clone(), &session, &manifest, node, supervisor.as_ref(), &say);
-        for error in [watched, restored].into_iter().filter_map(Result::err) {
+        let subject = Subject { context, node, app: &app.name, verb: "tend" };
+        let restored = subject.record_steps(
+            history::TEND,
+            |outcome| *outcome,
+            |say| bring_back(app.clone(), &session, &manifest, node, supervisor.as_ref(), say),
+        );
+        for error in [watched, restored.map(drop)].into_iter().filter_map(Result::err) {
             run::check_interrupted()?;
             context.ui.error(&error::render(&error.context(format!("tending {}", app.name))));
             exit = Exit::Failed;

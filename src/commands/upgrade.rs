@@ -6,7 +6,9 @@ use anyhow::{Context as _, Result};
 
 use super::Context;
 use super::incoming::{self, Arrival, Options};
+use super::record::Subject;
 use crate::error::{Exit, refuse};
+use crate::history::{self, Outcome};
 use crate::mount;
 use crate::node::Node;
 use crate::plan::Plan;
@@ -47,7 +49,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     super::check_name(&args.name)?;
     let node = context.node()?;
     let mut app = node.installed(&args.name)?;
-    let _lock = if args.dry_run { None } else { Some(super::lock(&node, &args.name, "upgrade")?) };
+    let _lock = if args.dry_run {
+        None
+    } else {
+        Some(super::take_over(&node, &args.name, "upgrade", context)?)
+    };
     let version = install(args, &node, context)?;
     app = if args.dry_run { app } else { node.installed(&args.name)? };
     let Some(session) = app.session.clone() else {
@@ -76,13 +82,14 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let supervisor = supervise::detect(node.layout());
     let say = |text: &str| context.ui.step(text);
     let manifest_of = |version: &str| super::manifest_of(&node, &app, version);
-    let settled = switch::settle(
-        app.clone(),
-        &manifest_of,
-        &node,
-        supervisor.as_ref(),
-        args.drain.duration(),
-        &say,
+    let subject = Subject { context, node: &node, app: &args.name, verb: "upgrade" };
+    let settled = subject.record_steps(
+        &history::who(),
+        |_| Outcome::Done,
+        |say| {
+            let drain = args.drain.duration();
+            switch::settle(app.clone(), &manifest_of, &node, supervisor.as_ref(), drain, say)
+        },
     )?;
     let serving = settled.session.clone().map(|session| session.version).unwrap_or_default();
     let what = format!("{} from {serving} to {version}", args.name);
@@ -98,8 +105,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         drain: args.drain.duration(),
     };
     let (new, old) = (manifest_of(&version)?, manifest_of(&serving)?);
-    switch::to_release(&settled, &new, &old, &course, "upgrade", &say)
-        .with_context(|| format!("upgrading {what}"))?;
+    subject.record(&format!("from {serving} to {version}"), || {
+        switch::to_release(&settled, &new, &old, &course, "upgrade", &say)
+            .with_context(|| format!("upgrading {what}"))
+    })?;
     context.ui.done(format!("upgraded {what}"));
     Ok(Exit::Done)
 }
