@@ -71,6 +71,7 @@ pub enum Verb {
     Reload(commands::reload::Args),
     Upgrade(commands::upgrade::Args),
     Rollback(commands::rollback::Args),
+    Confirm(commands::confirm::Args),
     Status(commands::status::Args),
     History(commands::history::Args),
     Logs(commands::logs::Args),

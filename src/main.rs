@@ -55,6 +55,7 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Reload(args) => commands::reload::run(args, context),
         Verb::Upgrade(args) => commands::upgrade::run(args, context),
         Verb::Rollback(args) => commands::rollback::run(args, context),
+        Verb::Confirm(args) => commands::confirm::run(args, context),
         Verb::Status(args) => commands::status::run(args, context),
         Verb::History(args) => commands::history::run(args, context),
         Verb::Logs(args) => commands::logs::run(args, context),

@@ -32,6 +32,10 @@ pub struct App {
     /// one that serves has proved itself and their last requests are done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub standby: Vec<Session>,
+    /// Until when somebody must confirm the session that serves, in seconds since 1970;
+    /// what stands by serves again then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirm_by: Option<i64>,
 }
 
 /// One installed node tarball.
@@ -105,6 +109,7 @@ impl App {
             previous: None,
             session: None,
             standby: Vec::new(),
+            confirm_by: None,
         }
     }
 
@@ -164,11 +169,28 @@ impl App {
         app
     }
 
+    /// With the session that stood by last serving again, and the one that served standing
+    /// by; as it is if none stands by.
+    #[must_use]
+    pub fn returned(self) -> Self {
+        match self.standby.last().cloned() {
+            Some(before) => self.switched(before).confirmed(),
+            None => self,
+        }
+    }
+
+    /// With nothing to be confirmed.
+    #[must_use]
+    pub fn confirmed(mut self) -> Self {
+        self.confirm_by = None;
+        self
+    }
+
     /// Without a session that stood by.
     #[must_use]
     pub fn retired(mut self, session: &str) -> Self {
         self.standby.retain(|standing| standing.name != session);
-        self
+        if self.standby.is_empty() { self.confirmed() } else { self }
     }
 
     /// With nothing serving, and nothing standing by.
@@ -176,7 +198,7 @@ impl App {
     pub fn stopped(mut self) -> Self {
         self.session = None;
         self.standby.clear();
-        self
+        self.confirmed()
     }
 
     /// Without the release of this version.
@@ -228,6 +250,30 @@ mod tests {
         let app = App::new("shop", 200_000).installed(release("1")).installed(release("2"));
         assert_eq!(app.current.as_deref(), Some("2"));
         assert_eq!(app.removed("2").current.as_deref(), Some("1"));
+    }
+
+    #[test]
+    fn what_stood_by_serves_again_and_nothing_waits_to_be_confirmed() {
+        let named = |version: &str| Session {
+            name: format!("fs-shop-{version}"),
+            version: version.to_owned(),
+            begun: 2,
+        };
+        let mut app = App::new("shop", 200_000)
+            .installed(release("1"))
+            .installed(release("2"))
+            .started(named("1"))
+            .switched(named("2"));
+        app.confirm_by = Some(3);
+        let back = app.clone().returned();
+        assert_eq!(
+            (back.session.as_ref(), &back.standby[..]),
+            (Some(&named("1")), &[named("2")][..])
+        );
+        assert_eq!((back.current.as_deref(), back.confirm_by), (Some("1"), None));
+        assert_eq!(app.clone().retired("fs-shop-1").confirm_by, None);
+        assert_eq!(back.clone().retired("fs-shop-2").returned().session, Some(named("1")));
+        assert_eq!(app.stopped().confirm_by, None);
     }
 
     proptest! {

@@ -18,7 +18,7 @@ use self::watch::{Watch, unwell};
 use crate::error::Mark as _;
 use crate::front;
 use crate::manifest::Manifest;
-use crate::node::{Node, Object};
+use crate::node::{self, Node, Object};
 use crate::process;
 use crate::profile::When;
 use crate::release::{App, Session};
@@ -86,6 +86,18 @@ pub struct Course<'a> {
     pub watch: Duration,
     /// How long the old session's last requests are waited for.
     pub drain: Duration,
+    /// How long after that somebody may take to confirm the new session; the old one stands
+    /// by until then. None if nobody has to.
+    pub confirm: Option<Duration>,
+}
+
+impl Course<'_> {
+    /// Until when the new session must be confirmed, seconds since 1970, if it is watched
+    /// from now on.
+    fn confirm_by(&self) -> Option<i64> {
+        let within = self.confirm? + self.watch;
+        Some(node::now() + i64::try_from(within.as_secs()).unwrap_or(i64::MAX / 2))
+    }
 }
 
 /// Moves a started application to another release. Whatever fails, and when, the release
@@ -110,7 +122,10 @@ pub fn to_release(
         let mut watch = Watch::begin(&session, manifest, supervisor)?;
         prepare(app, &session, manifest, before, node)?;
         say(&format!("leading requests to {}", manifest.version));
-        let proved = switch(app, &session, manifest, before, node).and_then(|switched| {
+        let mut switched = app.clone().switched(session.clone());
+        // In the state from the first: who is killed here cannot be asked.
+        switched.confirm_by = course.confirm_by();
+        let proved = switch(switched, &session, manifest, before, node).and_then(|switched| {
             if !course.watch.is_zero() {
                 say(&format!("watching it for {} s", course.watch.as_secs()));
             }
@@ -132,6 +147,14 @@ pub fn to_release(
             app.session.iter().try_for_each(|it| front::set_backup(node.layout(), &it.name, None)),
         );
     })?;
+    if switched.confirm_by.is_some() {
+        // Who looks whether the new one is right is not to be answered by the old one.
+        switched
+            .session
+            .iter()
+            .try_for_each(|it| front::set_backup(node.layout(), &it.name, None))?;
+        return Ok(switched);
+    }
     retire_all(switched, manifest, &|_| Ok(before.clone()), node, course.drain, &|session| {
         say(&format!("ending session {} when its last request is done", session.name));
     })
@@ -167,20 +190,20 @@ fn prepare(
 
 /// Makes `session` the one that serves; the one before stands by.
 fn switch(
-    app: &App,
+    switched: App,
     session: &Session,
     manifest: &Manifest,
     before: &Manifest,
     node: &Node,
 ) -> Result<App> {
-    let switched = app.clone().switched(session.clone());
+    let name = &switched.name;
     // State first: `tend` makes the links what state says.
     node.save_app(&switched)?;
     if manifest.profile.front.is_none() {
-        front::withdraw(node.layout(), &app.name)?;
+        front::withdraw(node.layout(), name)?;
         return Ok(switched);
     }
-    front::switch(node.layout(), &app.name, &session.name)?;
+    front::switch(node.layout(), name, &session.name)?;
     if before.profile.front.is_none() {
         front::publish(node.layout(), manifest)?;
     }
@@ -220,7 +243,8 @@ pub fn upgrade_jobs(manifest: &Manifest) -> impl Iterator<Item = &str> {
 }
 
 /// Finishes what an interrupted change left: one whole release serves afterwards, the new
-/// one if it does, else the one before.
+/// one if it does, else the one before. What waits to be confirmed in time goes on to wait,
+/// and what was not is taken back.
 ///
 /// # Errors
 /// When neither can be brought back, or what stands by cannot be ended.
@@ -237,22 +261,84 @@ pub fn settle(
     };
     let manifest = manifest_of(&session.version)?;
     let mut app = app;
+    if app.confirm_by.is_some_and(|by| by <= node::now()) {
+        say(&format!("nobody has confirmed {}, back to {}", session.version, before.version));
+        return go_back(app, manifest_of, node, supervisor, patience, say);
+    }
     if let Err(error) = serve::restore(&app, &session, &manifest, node, supervisor, say) {
         check_interrupted()?;
-        let back = app.clone().retired(&before.name).switched(before.clone());
         // If neither can be brought back, it is not the release's fault: the state stays, and
         // the first error is the one to look into.
-        if serve::restore(&back, &before, &manifest_of(&before.version)?, node, supervisor, say)
-            .is_err()
-        {
+        let Ok(back) = return_to_standby(app, manifest_of, node, supervisor, say) else {
             return Err(error);
-        }
+        };
         say(&format!("{} does not serve, back to {}: {error:#}", session.version, before.version));
-        node.save_app(&back)?;
         app = back;
     }
-    let serving = app.session.as_ref().map_or(manifest.version.as_str(), |it| it.version.as_str());
-    let manifest = manifest_of(serving)?;
+    if app.confirm_by.is_some() {
+        return Ok(app);
+    }
+    end_standby(app, manifest_of, node, patience, say)
+}
+
+/// Has the session that stood by last serve again.
+fn return_to_standby(
+    app: App,
+    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
+    node: &Node,
+    supervisor: &dyn Supervise,
+    say: &dyn Fn(&str),
+) -> Result<App> {
+    let back = app.returned();
+    if let Some(session) = &back.session {
+        let manifest = manifest_of(&session.version)?;
+        serve::restore(&back, session, &manifest, node, supervisor, say)?;
+    }
+    node.save_app(&back)?;
+    Ok(back)
+}
+
+/// Has the session that stands by serve again, at once, and ends the other one.
+///
+/// # Errors
+/// When it cannot be brought back: nothing is changed then.
+pub fn go_back(
+    app: App,
+    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
+    node: &Node,
+    supervisor: &dyn Supervise,
+    patience: Duration,
+    say: &dyn Fn(&str),
+) -> Result<App> {
+    let back = return_to_standby(app, manifest_of, node, supervisor, say)?;
+    end_standby(back, manifest_of, node, patience, say)
+}
+
+/// Takes the session that serves for good, and ends those that stand by.
+///
+/// # Errors
+/// When one cannot be ended.
+pub fn confirm(
+    app: App,
+    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
+    node: &Node,
+    patience: Duration,
+    say: &dyn Fn(&str),
+) -> Result<App> {
+    let app = app.confirmed();
+    node.save_app(&app)?;
+    end_standby(app, manifest_of, node, patience, say)
+}
+
+fn end_standby(
+    app: App,
+    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
+    node: &Node,
+    patience: Duration,
+    say: &dyn Fn(&str),
+) -> Result<App> {
+    let Some(session) = app.session.clone() else { return Ok(app) };
+    let manifest = manifest_of(&session.version)?;
     retire_all(app, &manifest, manifest_of, node, patience, &|session| {
         say(&format!("ending session {}, which stood by", session.name));
     })

@@ -823,6 +823,7 @@ fn every_help_fits_eighty_columns_and_ends_with_an_example() {
             "reload",
             "upgrade",
             "rollback",
+            "confirm",
             "status",
             "history",
             "logs",

@@ -273,3 +273,73 @@ fn every_change_is_told_with_its_reason_until_the_data_goes() {
     let left = fs::read_dir(farm.state("history")).expect("it was made").count();
     assert_eq!(left, 0);
 }
+
+#[test]
+fn what_nobody_confirms_is_taken_back_and_what_somebody_does_stays() {
+    let farm = Farm::new();
+    Shop::new("1.0").start(&farm);
+    farm.run(&["install", word(&Shop::new("1.1").pack(&farm))]).ok();
+    let load = Load::start(&url());
+    let upgrade = |within: &'static str| {
+        farm.run(&["upgrade", "shop", "1.1", "--watch", "1s", "--confirm-within", within]).ok()
+    };
+    let said = upgrade("1h").stderr;
+    let warning = "warning: 1.0 serves again in 1h, unless: farmctl confirm shop\n";
+    assert!(said.contains(warning), "{said}");
+    // Both run, and nothing but an answer changes that.
+    farm.run(&["tend"]).ok();
+    assert_serves("1.1");
+    let status = farm.run(&["status", "shop"]).ok().stdout;
+    assert!(status.contains(" of 1.0, serves again in "), "{status}");
+    let refused = farm.run(&["upgrade", "shop", "1.0"]).failed(1);
+    assert_eq!(refused.error(), "shop 1.1 waits to be confirmed");
+    // Yes.
+    farm.run(&["confirm", "shop"]).ok();
+    assert_serves("1.1");
+    assert_alone(&farm);
+    assert!(farm.run(&["confirm", "shop"]).ok().stderr.contains("nothing waits"));
+    farm.run(&["rollback", "shop"]).ok();
+    // No: the session that stands by serves again, it is not begun anew.
+    let session = || {
+        let text = farm.run(&["status", "shop", "--json"]).ok().stdout;
+        let status: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+        status["session"]["name"].as_str().expect("it has one").to_owned()
+    };
+    let before = session();
+    upgrade("1h");
+    farm.run(&["rollback", "shop"]).ok();
+    assert_serves("1.0");
+    assert_eq!(session(), before);
+    assert_alone(&farm);
+    // Silence.
+    upgrade("1s");
+    wait_for("tend to lead back", SOON, || {
+        farm.run(&["tend"]).ok();
+        get(PORT, "/").body == "1.0"
+    });
+    assert_eq!(session(), before);
+    let report = load.end(Duration::from_secs(1));
+    assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
+    assert_alone(&farm);
+    let told = told(&farm).pop().expect("there is a history");
+    assert!(told.starts_with("tend nobody has confirmed 1.1, back to 1.0; "), "{told}");
+    assert!(told.contains("; ending session fs-shop-"), "{told}");
+    assert!(told.ends_with(", which stood by switched-back"), "{told}");
+    // Killed while it waits, as a reboot does: the time is over when tend comes again.
+    let waiting = ["upgrade", "shop", "1.1", "--watch", "600s", "--confirm-within", "1h"];
+    drop(Working::until(&farm, &waiting, "watching").end(Signal::SIGKILL));
+    farm.run(&["tend"]).ok();
+    assert_serves("1.1");
+    let file = farm.state("apps/shop.json");
+    let state = fs::read_to_string(&file).expect("it is there");
+    let mut state: serde_json::Value = serde_json::from_str(&state).expect("it is JSON");
+    let by = state["confirm-by"].as_i64().expect("it is a time");
+    state["confirm-by"] = (by - 4201).into();
+    fs::write(&file, state.to_string()).expect("it is there");
+    farm.run(&["tend"]).ok();
+    assert_serves("1.0");
+    assert_alone(&farm);
+    farm.run(&["stop", "shop"]).ok();
+    let refused = farm.run(&["upgrade", "shop", "1.1", "--confirm-within", "1m"]).failed(1);
+    assert_eq!(refused.hint(), "farmctl start shop");
+}

@@ -25,6 +25,7 @@ mod baking;
 pub mod bootstrap;
 mod comparison;
 pub mod completions;
+pub mod confirm;
 pub mod diff;
 pub mod doctor;
 pub mod gc;

@@ -76,14 +76,31 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.ui.already(format!("{} {version} serves already", args.name));
         return Ok(Exit::Done);
     }
+    // Of an upgrade that waits to be confirmed, the session before still runs.
+    let standing = app.confirm_by.and_then(|_| app.standby.last().cloned());
+    if let Some(standing) = standing.as_ref().filter(|standing| standing.version != version) {
+        return refuse(
+            format_args!("{} {serving} waits to be confirmed", args.name),
+            format!(
+                "farmctl rollback {name} leads back to {}; farmctl confirm {name} keeps {serving}",
+                standing.version,
+                name = args.name
+            ),
+        );
+    }
     let (new, old) = (manifest_of(&version)?, manifest_of(&serving)?);
     for job in switch::upgrade_jobs(&old) {
         context.ui.warn(format!("what the job {job} of {serving} did to the data stays"));
     }
     if args.dry_run {
         let mut plan = Plan::new(format!("roll back {what}"));
-        plan.step("begin a session of it and start its processes, beside those that serve")
-            .step("lead requests to it: one rename(2)")
+        match &standing {
+            Some(session) => plan.step(format!("take session {}, which stands by", session.name)),
+            None => {
+                plan.step("begin a session of it and start its processes, beside those that serve")
+            }
+        };
+        plan.step("lead requests to it: one rename(2)")
             .step(format!("end the session of {serving} when its last request is done"));
         context.show_plan(&plan);
         return Ok(Exit::Done);
@@ -94,7 +111,16 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         moments: &[When::Start],
         watch,
         drain,
+        confirm: None,
     };
+    if standing.is_some() {
+        subject.record(&format!("from {serving} to {version}"), || {
+            switch::go_back(app, &manifest_of, &node, supervisor.as_ref(), drain, &say)
+                .with_context(|| format!("rolling back {what}"))
+        })?;
+        context.ui.done(format!("rolled back {what}"));
+        return Ok(Exit::Done);
+    }
     subject.record(&format!("from {serving} to {version}"), || {
         switch::to_release(&app, &new, &old, &course, "rollback", &say)
             .with_context(|| format!("rolling back {what}"))

@@ -40,6 +40,8 @@ struct Status {
     session: Option<SessionStatus>,
     /// Sessions that served before and stand by.
     standby: Vec<Standby>,
+    /// Until when the release must be confirmed, if it must.
+    confirm_by: Option<i64>,
     processes: Vec<ProcessStatus>,
     front: Option<FrontStatus>,
     storage: String,
@@ -182,6 +184,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             .iter()
             .map(|session| Standby { name: session.name.clone(), release: session.version.clone() })
             .collect(),
+        confirm_by: app.confirm_by,
         processes,
         front,
         storage: backend.to_owned(),
@@ -236,12 +239,15 @@ fn render(status: &Status, now: i64) -> String {
         rows.push(row("session", text));
     }
     for session in &status.standby {
-        let text = format!(
-            "{} of {}, until {} has proved itself",
-            session.name,
-            session.release,
-            status.release.as_deref().unwrap_or_default()
-        );
+        let release = status.release.as_deref().unwrap_or_default();
+        let until = match status.confirm_by {
+            None => format!("until {release} has proved itself"),
+            Some(by) => {
+                let left = ui::span(by - now);
+                format!("serves again in {left}, unless: farmctl confirm {}", status.name)
+            }
+        };
+        let text = format!("{} of {}, {until}", session.name, session.release);
         rows.push(row("standby", text));
     }
     for process in &status.processes {
@@ -306,6 +312,7 @@ mod tests {
                 whole: true,
             }),
             standby: vec![Standby { name: "fs-shop-0".to_owned(), release: "1.4.1".to_owned() }],
+            confirm_by: None,
             processes: vec![ProcessStatus {
                 name: "web".to_owned(),
                 state: "running".to_owned(),
@@ -342,5 +349,12 @@ mod tests {
         storage      directory, 5.00 GiB free
         last change  upgrade from 1.4.1 to 1.4.2 by anna, done 4 min ago
         ");
+        let waiting = render(&Status { confirm_by: Some(700), ..status }, 400);
+        assert!(
+            waiting.contains(
+                "fs-shop-0 of 1.4.1, serves again in 5 min, unless: farmctl confirm shop"
+            ),
+            "{waiting}"
+        );
     }
 }

@@ -10,7 +10,7 @@ use super::record::Subject;
 use crate::error::{Exit, refuse};
 use crate::history::{self, Outcome};
 use crate::mount;
-use crate::node::Node;
+use crate::node::{self, Node};
 use crate::plan::Plan;
 use crate::profile::{Seconds, When};
 use crate::release::App;
@@ -20,7 +20,7 @@ use crate::switch::{self, Course};
 /// Switch a running application to another release without losing a request
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl upgrade shop shop_1.4.3_amd64.tar.xz\n  farmctl upgrade shop 1.4.3 --watch 1m\n\nThe new release is installed, begun in a session of its own and asked whether\nit serves, all beside the one that runs. Then one rename(2) leads requests to\nit. If one of its processes ends while it is watched, or more requests fail\nthan before, they are led back. Whatever fails, the release before serves on."
+    after_help = "Examples:\n  farmctl upgrade shop shop_1.4.3_amd64.tar.xz\n  farmctl upgrade shop 1.4.3 --watch 1m\n  farmctl upgrade shop 1.4.3 --confirm-within 5m\n\nThe new release is installed, begun in a session of its own and asked whether\nit serves, all beside the one that runs. Then one rename(2) leads requests to\nit. If one of its processes ends while it is watched, or more requests fail\nthan before, they are led back. Whatever fails, the release before serves on.\n\nWith --confirm-within, the old processes stand by after that, and farmctl tend\nleads requests back to them unless farmctl confirm comes in time."
 )]
 pub struct Args {
     /// The application
@@ -33,6 +33,9 @@ pub struct Args {
     /// How long the last requests to the old release are waited for
     #[arg(long, value_name = "TIME", default_value = "1m")]
     drain: Seconds,
+    /// Go back to the old release unless farmctl confirm comes in this time
+    #[arg(long, value_name = "TIME")]
+    confirm_within: Option<Seconds>,
     #[command(flatten)]
     options: Options,
     /// Show what would be done and stop
@@ -54,6 +57,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     } else {
         Some(super::take_over(&node, &args.name, "upgrade", context)?)
     };
+    check_unconfirmed(args, &node.installed(&args.name)?)?;
     let version = install(args, &node, context)?;
     app = if args.dry_run { app } else { node.installed(&args.name)? };
     let Some(session) = app.session.clone() else {
@@ -103,6 +107,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         moments: &[When::Upgrade, When::Start],
         watch: args.watch.duration(),
         drain: args.drain.duration(),
+        confirm: args.confirm_within.map(Seconds::duration),
     };
     let (new, old) = (manifest_of(&version)?, manifest_of(&serving)?);
     subject.record(&format!("from {serving} to {version}"), || {
@@ -110,7 +115,29 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             .with_context(|| format!("upgrading {what}"))
     })?;
     context.ui.done(format!("upgraded {what}"));
+    if let Some(within) = &args.confirm_within {
+        context.ui.warn(format!(
+            "{serving} serves again in {within}, unless: farmctl confirm {}",
+            args.name
+        ));
+    }
     Ok(Exit::Done)
+}
+
+/// Refuses an upgrade of what is not known to be right, and one that nobody could confirm.
+fn check_unconfirmed(args: &Args, app: &App) -> Result<()> {
+    let name = &args.name;
+    match (&app.session, app.confirm_by) {
+        (Some(session), Some(by)) if by > node::now() => refuse(
+            format_args!("{name} {} waits to be confirmed", session.version),
+            format!("farmctl confirm {name} keeps it, farmctl rollback {name} goes back"),
+        ),
+        (None, _) if args.confirm_within.is_some() => refuse(
+            format_args!("{name} is not started: there is nothing to go back to"),
+            format!("farmctl start {name}"),
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Installs the release if it is a tarball that is not installed yet; answers its version.
@@ -155,6 +182,9 @@ fn plan(args: &Args, before: &str, version: &str) -> Plan {
     plan.step("begin a session of it and start its processes, beside those that serve")
         .step("lead requests to it: one rename(2)")
         .step(format!("watch it for {}, and lead requests back if it fails", args.watch))
-        .step(format!("end the session of {before} when its last request is done"));
+        .step(match &args.confirm_within {
+            None => format!("end the session of {before} when its last request is done"),
+            Some(within) => format!("after {within} lead them back, unless farmctl confirm comes"),
+        });
     plan
 }
