@@ -124,6 +124,16 @@ impl App {
         self.releases.iter().find(|release| release.version == version)
     }
 
+    /// Releases that are not among the newest `keep` and are not needed: nothing of them runs
+    /// or stands by, and neither a start nor a rollback would lead to them.
+    #[must_use]
+    pub fn old_releases(&self, keep: usize) -> Vec<&Release> {
+        let sessions = self.sessions().map(|session| &session.version);
+        let needed: Vec<&String> = sessions.chain(&self.current).chain(&self.previous).collect();
+        let older = &self.releases[..self.releases.len().saturating_sub(keep)];
+        older.iter().filter(|release| !needed.contains(&&release.version)).collect()
+    }
+
     /// The current release.
     #[must_use]
     pub fn current_release(&self) -> Option<&Release> {
@@ -274,6 +284,23 @@ mod tests {
         assert_eq!(app.clone().retired("fs-shop-1").confirm_by, None);
         assert_eq!(back.clone().retired("fs-shop-2").returned().session, Some(named("1")));
         assert_eq!(app.stopped().confirm_by, None);
+    }
+
+    #[test]
+    fn only_what_is_old_and_not_needed_may_go() {
+        let app = ["1", "2", "3", "4", "5", "6"]
+            .into_iter()
+            .fold(App::new("shop", 200_000), |app, version| app.installed(release(version)));
+        let old = |app: &App, keep| {
+            let old = app.old_releases(keep);
+            old.into_iter().map(|release| release.version.clone()).collect::<Vec<_>>().join(" ")
+        };
+        // Installed last is current, the one before previous.
+        assert_eq!(old(&app, 3), "1 2 3");
+        assert_eq!(old(&app, 1), "1 2 3 4");
+        assert_eq!(old(&app, 9), "");
+        let app = app.started(session("2")).switched(session("1"));
+        assert_eq!(old(&app, 3), "3");
     }
 
     proptest! {

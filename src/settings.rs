@@ -1,6 +1,7 @@
 //! `/etc/farmctl/node.toml`: how this machine keeps its volumes.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub struct Settings {
     /// Room a session's classic snapshot begins with; default: as much as the volume.
     #[serde(default)]
     pub snapshot_size: Option<Size>,
+    /// How many of an application's releases `farmctl gc` keeps: the newest.
+    #[serde(default = "keep")]
+    pub keep: NonZeroUsize,
 }
 
 /// A file system LVM volumes are given.
@@ -154,6 +158,9 @@ fn auto() -> String {
 fn volume_size() -> Size {
     Size::of_mib(4096)
 }
+fn keep() -> NonZeroUsize {
+    NonZeroUsize::MIN.saturating_add(2)
+}
 
 impl Default for Settings {
     fn default() -> Self {
@@ -165,6 +172,7 @@ impl Default for Settings {
             file_system: FileSystem::default(),
             volume_size: volume_size(),
             snapshot_size: None,
+            keep: keep(),
         }
     }
 }
@@ -182,6 +190,8 @@ mod tests {
         assert_eq!(settings.volume_group.as_deref(), Some("vg0"));
         assert_eq!(settings.file_system, FileSystem::Ext4);
         assert_eq!(settings.volume_size, Size::of_mib(1024));
+        assert_eq!((settings.keep.get(), Settings::default().keep.get()), (3, 3));
+        toml::from_str::<Settings>("keep = 0").expect_err("what runs is a release as well");
         let error = toml::from_str::<Settings>("volume-size = \"4\"").expect_err("it has no unit");
         assert!(error.message().contains("\"4\" is not a size"), "{error}");
     }

@@ -343,3 +343,48 @@ fn what_nobody_confirms_is_taken_back_and_what_somebody_does_stays() {
     let refused = farm.run(&["upgrade", "shop", "1.1", "--confirm-within", "1m"]).failed(1);
     assert_eq!(refused.hint(), "farmctl start shop");
 }
+
+#[test]
+fn gc_keeps_the_newest_releases_and_those_that_are_needed() {
+    let farm = Farm::new();
+    Shop::new("1.0").start(&farm);
+    for version in ["1.1", "1.2", "1.3", "1.4"] {
+        farm.run(&["install", word(&Shop::new(version).pack(&farm))]).ok();
+    }
+    farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok();
+    let releases = || {
+        let status = farm.run(&["status", "shop", "--json"]).ok().stdout;
+        let status: serde_json::Value = serde_json::from_str(&status).expect("it is JSON");
+        status["releases"]
+            .as_array()
+            .expect("there are some")
+            .iter()
+            .map(|it| it.as_str().expect("it is text").to_owned())
+            .collect::<Vec<_>>()
+    };
+    // 1.1 runs, 1.0 ran before.
+    farm.run(&["gc"]).ok();
+    assert_eq!(releases(), ["1.0", "1.1", "1.2", "1.3", "1.4"]);
+    farm.run(&["upgrade", "shop", "1.4", "--watch", "1s"]).ok();
+    let check = farm.run(&["gc", "--check"]).ok().stdout;
+    assert_eq!(check, "old: release 1.0 of shop (farmctl gc removes it)\n");
+    let node = farm.root().join("etc/farmctl/node.toml");
+    fs::create_dir_all(node.parent().expect("it has one")).expect("there is room");
+    fs::write(&node, "keep = 1\n").expect("there is room");
+    let load = Load::start(&url());
+    let said = farm.run(&["gc"]).ok().stderr;
+    for version in ["1.0", "1.2", "1.3"] {
+        assert!(said.contains(&format!("removed the old release {version} of shop\n")), "{said}");
+    }
+    assert_eq!(releases(), ["1.1", "1.4"]);
+    assert!(farm.run(&["gc"]).ok().stderr.contains("nothing to collect"));
+    farm.run(&["rollback", "shop"]).ok();
+    assert_serves("1.1");
+    let report = load.end(Duration::from_secs(1));
+    assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
+    assert_alone(&farm);
+    fs::write(&node, "keep = 0\n").expect("there is room");
+    let refused = farm.run(&["gc"]).failed(1);
+    assert!(refused.error().contains("expected a nonzero"), "{}", refused.error());
+    fs::remove_file(&node).expect("it is there");
+}

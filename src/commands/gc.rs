@@ -4,28 +4,31 @@
 //! it made or was about to make); a scratch directory without a record; a session,
 //! chroot or volume of ours, or processes known to the supervisor, that neither state
 //! nor a record names are *orphans*, which are reported and only removed with
-//! `--orphans`.
+//! `--orphans`. Besides, releases that are old and not needed any more go; they are no
+//! fault, and `--check` only names them.
 
 use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::Context;
+use super::record::Subject;
 use crate::error::{Exit, Mark as _};
 use crate::file;
 use crate::layout;
 use crate::node::{Node, Object};
+use crate::release::Release;
 use crate::schroot;
 use crate::storage;
 use crate::supervise;
 use crate::undo;
 
-/// Remove what interrupted work left behind
+/// Remove what interrupted work left behind, and old releases
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl gc --check\n  farmctl gc\n\nData directories are never touched. --check exits 3 when there is something to do."
+    after_help = "Examples:\n  farmctl gc --check\n  farmctl gc\n\nOf each application the newest three releases are kept (keep in node.toml), and\nthose that run, stand by or ran before. Data directories are never touched.\n--check exits 3 when interrupted work left something."
 )]
 pub struct Args {
-    /// Only look, and exit 3 if there is something to remove
+    /// Only look, and exit 3 if interrupted work left something
     #[arg(long, visible_alias = "dry-run")]
     check: bool,
     /// Also remove volumes, chroots, sessions and processes of ours unknown to the state
@@ -43,6 +46,8 @@ struct Found {
     rubbish: Vec<String>,
     /// What the state does not know.
     orphans: Vec<String>,
+    /// Releases that are not kept.
+    old: Vec<String>,
 }
 
 /// Carries the verb out.
@@ -85,6 +90,14 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             }
         }
     }
+    for app in node.apps()? {
+        let old = app.old_releases(node.settings().keep.get());
+        let title = |release: &&Release| format!("release {} of {}", release.version, app.name);
+        found.old.extend(old.iter().map(title));
+        if !args.check && !old.is_empty() {
+            failed.extend(retire(&app.name, &node, context).err().map(|it| format!("{it:#}")));
+        }
+    }
     report(args, &found, context);
     if !failed.is_empty() {
         let failure: Result<Exit> = (|| bail!("collecting garbage: {}", failed.join("; ")))();
@@ -93,6 +106,28 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let left =
         if args.check { !found.rubbish.is_empty() || !found.orphans.is_empty() } else { false };
     Ok(if left { Exit::NotRight } else { Exit::Done })
+}
+
+/// Removes the old releases of an application.
+fn retire(app: &str, node: &Node, context: &Context) -> Result<()> {
+    let _lock = super::lock(node, app, "gc")?;
+    // Changed meanwhile, perhaps.
+    let Some(app) = node.app(app)? else { return Ok(()) };
+    for release in app.old_releases(node.settings().keep.get()) {
+        let subject = Subject { context, node, app: &app.name, verb: "gc" };
+        let what = format!("old release {}", release.version);
+        subject.record(&what, || {
+            let mut transaction = node.begin("remove", &app.name)?;
+            for object in Object::of_release(&app, release, node.layout()) {
+                transaction.intend(object)?;
+            }
+            let Some(now) = node.app(&app.name)? else { return transaction.close() };
+            node.save_app(&now.removed(&release.version))?;
+            undo::remove_all(node, transaction, &|_| ())
+        })?;
+        context.ui.step(format!("removed the {what} of {}", app.name));
+    }
+    Ok(())
 }
 
 fn report(args: &Args, found: &Found, context: &Context) {
@@ -110,7 +145,12 @@ fn report(args: &Args, found: &Found, context: &Context) {
             context.ui.answer(format!("orphan: {what} (farmctl gc --orphans removes it)"));
         }
     }
-    if found.rubbish.is_empty() && found.orphans.is_empty() {
+    if args.check {
+        for what in &found.old {
+            context.ui.answer(format!("old: {what} (farmctl gc removes it)"));
+        }
+    }
+    if found.rubbish.is_empty() && found.orphans.is_empty() && found.old.is_empty() {
         context.ui.already("nothing to collect");
     }
 }

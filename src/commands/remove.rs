@@ -10,7 +10,7 @@ use crate::file;
 use crate::layout;
 use crate::node::{Node, Object, Transaction};
 use crate::plan::Plan;
-use crate::release::{App, Release};
+use crate::release::Release;
 use crate::undo;
 
 /// Remove an application, one of its releases, or an environment
@@ -68,8 +68,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             );
         }
     }
-    let mut objects: Vec<Object> =
-        releases.iter().flat_map(|release| objects_of(&app, release, &node)).collect();
+    let mut objects: Vec<Object> = releases
+        .iter()
+        .flat_map(|release| Object::of_release(&app, release, node.layout()))
+        .collect();
     let whole = releases.len() == app.releases.len();
     if whole {
         objects.extend(rest_of(args, &app.name, &node)?);
@@ -124,15 +126,6 @@ fn show(title: &str, objects: &[Object], context: &Context) -> Result<Exit> {
     }
     context.show_plan(&plan);
     Ok(Exit::Done)
-}
-
-fn objects_of(app: &App, release: &Release, node: &Node) -> Vec<Object> {
-    vec![
-        Object::Volume { storage: release.storage.clone(), name: release.volume.clone() },
-        Object::Path { path: node.layout().release(&app.name, &release.version) },
-        Object::Path { path: node.layout().static_export(&app.name, &release.version) },
-        Object::Chroot { name: layout::release_chroot(&app.name, &release.version) },
-    ]
 }
 
 /// What belongs to the application as a whole. The account stays as long as files of

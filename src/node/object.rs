@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::release::{App, Session};
+use crate::layout::{self, Layout};
+use crate::release::{App, Release, Session};
 use crate::settings::Ground;
 
 /// Something a recipe makes outside its own memory, and knows how to find again.
@@ -86,6 +87,18 @@ impl Object {
     pub fn of_session(app: &App, session: &Session) -> Self {
         let storage = app.release(&session.version).map_or_else(directory, |r| r.storage.clone());
         Self::Session { storage, name: session.name.clone() }
+    }
+
+    /// All that a release is made of, in the order in which it is made.
+    #[must_use]
+    pub fn of_release(app: &App, release: &Release, layout: &Layout) -> Vec<Self> {
+        let (name, version) = (&app.name, &release.version);
+        vec![
+            Self::Volume { storage: release.storage.clone(), name: release.volume.clone() },
+            Self::Path { path: layout.release(name, version) },
+            Self::Path { path: layout.static_export(name, version) },
+            Self::Chroot { name: layout::release_chroot(name, version) },
+        ]
     }
 
     /// All that the sessions of a started application are made of, in the order in which
