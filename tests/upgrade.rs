@@ -180,3 +180,48 @@ fn killed_in_the_middle_of_a_switch_one_whole_release_serves() {
         assert_alone(&farm);
     }
 }
+
+/// A rename(2) is where a change begins to count: state, links, vhosts.
+#[test]
+fn killed_at_any_rename_of_a_switch_one_whole_release_serves() {
+    let farm = Farm::new();
+    Shop::new("1.0").start(&farm);
+    // Another vhost, so that there is more to rename.
+    let second = Shop { front: "max-body-mib = 17", ..Shop::new("1.1") }.pack(&farm);
+    farm.run(&["install", word(&second)]).ok();
+    let load = Load::start(&url());
+    let upgrade = ["upgrade", "shop", "1.1", "--watch", "1s"];
+    let mut renames = 0;
+    for count in 1.. {
+        // farmctl itself, and none of the tools it starts.
+        let calls = "/^rename";
+        let inject = format!("inject={calls}:signal=KILL:when={count}");
+        let mut strace = vec!["-qq", "-o", "/dev/null", "-e", &inject, common::FARMCTL];
+        let root = farm.root().to_owned();
+        strace.extend(["--root", word(&root)]);
+        strace.extend(upgrade);
+        let ran = common::run(common::called("strace", &strace));
+        if ran.code == 0 {
+            break;
+        }
+        assert_eq!(ran.code, -1, "rename {count}: {}", ran.stderr);
+        renames = count;
+        let serving = get(PORT, "/").body;
+        assert!(["1.0", "1.1"].contains(&serving.as_str()), "rename {count}: {serving}");
+        // By turns, whoever comes first finishes the work.
+        let verb = if count % 2 == 0 { &["tend"][..] } else { &upgrade };
+        farm.run(verb).ok();
+        assert_alone(&farm);
+        farm.run(&["status", "shop"]).ok();
+        farm.run(&upgrade).ok();
+        assert_serves("1.1");
+        farm.run(&["rollback", "shop", "--watch", "1s"]).ok();
+        assert_serves("1.0");
+        assert_alone(&farm);
+    }
+    assert!(renames > 5, "only {renames}");
+    // nginx before 1.27.4 resets idle connections at a reload, and the vhosts differ.
+    let report = load.end(Duration::from_secs(1));
+    assert_eq!(report.bad_answers, 0, "{report:?}");
+    assert_alone(&farm);
+}
