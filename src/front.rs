@@ -10,6 +10,8 @@ mod nginx;
 mod vhost;
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use nix::fcntl::Flock;
 pub use self::access::{Counted, Traffic, forget_requests};
 pub use self::listener::connections;
 pub use self::nginx::{check, describe_take_up};
+use self::vhost::Site;
 pub use self::vhost::address;
 use crate::error::refuse;
 use crate::file;
@@ -36,6 +39,10 @@ pub const TOOLS: [&Tool; 1] = [&nginx::NGINX];
 
 /// How long another farmctl may take to publish a vhost.
 const LOCKED: Duration = Duration::from_secs(60);
+
+/// Ports previews are looked at on: below those the kernel gives to who asks for any
+/// (`net.ipv4.ip_local_port_range`), so that nginx finds its port free after a reboot.
+const PREVIEWS: RangeInclusive<u16> = 8900..=8999;
 
 /// What publishing a vhost took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +167,7 @@ pub fn is_published(layout: &Layout, manifest: &Manifest, session: &str) -> Resu
     let Some(front) = &manifest.profile.front else {
         return Ok(true);
     };
-    let text = vhost::render(layout, manifest, front)?;
+    let text = vhost::render(layout, manifest, &Site::of(layout, &manifest.name, front))?;
     Ok(leads_to(layout, &manifest.name, session)
         && is_enabled(&manifest.name, &text)?
         && nginx::master()?.is_some()
@@ -179,10 +186,57 @@ fn is_enabled(app: &str, text: &str) -> Result<bool> {
 /// # Errors
 /// When nginx refuses it, an address is taken, or nginx does not answer there.
 pub fn publish(layout: &Layout, manifest: &Manifest) -> Result<Published> {
-    let (app, Some(front)) = (&manifest.name, &manifest.profile.front) else {
-        return Ok(Published { changed: false, started_nginx: false });
-    };
-    let text = vhost::render(layout, manifest, front)?;
+    match &manifest.profile.front {
+        Some(front) => put_up(layout, manifest, &Site::of(layout, &manifest.name, front)),
+        None => Ok(Published { changed: false, started_nginx: false }),
+    }
+}
+
+/// Publishes a vhost on a port of 127.0.0.1 to look at a session whose way is made, and
+/// answers its address; none for a release without a front.
+///
+/// # Errors
+/// As [`publish`].
+pub fn publish_preview(
+    layout: &Layout,
+    manifest: &Manifest,
+    session: &str,
+    port: u16,
+) -> Result<Option<String>> {
+    let Some(front) = &manifest.profile.front else { return Ok(None) };
+    let site = Site::preview(layout, session, &manifest.name, front, port);
+    put_up(layout, manifest, &site)?;
+    Ok(Some(address(&site.front)))
+}
+
+/// Takes the vhost of a preview away. Nothing there is fine.
+///
+/// # Errors
+/// As [`withdraw`].
+pub fn withdraw_preview(app: &str) -> Result<()> {
+    let name = format!("{app}.preview");
+    take_down(&name)?;
+    forget_requests(&name)
+}
+
+/// A port of 127.0.0.1 that nobody listens on, for a preview.
+///
+/// # Errors
+/// When there is none.
+pub fn preview_port() -> Result<u16> {
+    let free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    match PREVIEWS.into_iter().find(free) {
+        Some(port) => Ok(port),
+        None => refuse(
+            format_args!("all ports from {} to {} are taken", PREVIEWS.start(), PREVIEWS.end()),
+            "end a preview: farmctl stop NAME --preview",
+        ),
+    }
+}
+
+fn put_up(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<Published> {
+    let Site { name: app, front, .. } = site;
+    let text = vhost::render(layout, manifest, site)?;
     let publish = || -> Result<Published> {
         let _lock = lock()?;
         listener::check(app, front)?;
@@ -250,6 +304,11 @@ fn put_back(app: &str, before: Option<&str>, was_enabled: bool, told: bool) -> R
 /// # Errors
 /// When nginx cannot be reloaded: because of a file that is not ours.
 pub fn withdraw(layout: &Layout, app: &str) -> Result<()> {
+    take_down(app)?;
+    file::remove_if_there(&layout.front_link(app))
+}
+
+fn take_down(app: &str) -> Result<()> {
     let withdraw = || -> Result<()> {
         let there = fs::symlink_metadata(enabled(app)).is_ok();
         let _lock = if there { Some(lock()?) } else { None };
@@ -259,7 +318,7 @@ pub fn withdraw(layout: &Layout, app: &str) -> Result<()> {
             check()?;
             nginx::reload()?;
         }
-        file::remove_if_there(&layout.front_link(app))
+        Ok(())
     };
     withdraw().with_context(|| format!("withdrawing the vhost {}", layout::vhost(app)))
 }

@@ -269,12 +269,6 @@ impl Layout {
         self.front_link(app).join(WAY_BACKUP)
     }
 
-    /// Where nginx finds a location's files: in the export of the release that serves.
-    #[must_use]
-    pub fn front_files(&self, app: &str, location: &str) -> PathBuf {
-        self.front_link(app).join(WAY_FILES).join(location_key(location))
-    }
-
     /// Control socket of farmctl's supervisord.
     #[must_use]
     pub fn supervisor_socket(&self) -> PathBuf {

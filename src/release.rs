@@ -36,6 +36,19 @@ pub struct App {
     /// what stands by serves again then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirm_by: Option<i64>,
+    /// A session to be looked at before requests are led to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preview: Option<Preview>,
+}
+
+/// A session that is looked at before requests are led to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Preview {
+    /// The session.
+    pub session: Session,
+    /// Port of 127.0.0.1 it is looked at on; none if its release has no front.
+    pub port: Option<u16>,
 }
 
 /// One installed node tarball.
@@ -110,12 +123,14 @@ impl App {
             session: None,
             standby: Vec::new(),
             confirm_by: None,
+            preview: None,
         }
     }
 
-    /// Its sessions: the one that serves, then those that stand by.
+    /// Its sessions: the one that serves, then those that stand by, then a preview.
     pub fn sessions(&self) -> impl Iterator<Item = &Session> {
-        self.session.iter().chain(&self.standby)
+        let preview = self.preview.iter().map(|preview| &preview.session);
+        self.session.iter().chain(&self.standby).chain(preview)
     }
 
     /// The release of this version.
@@ -174,6 +189,7 @@ impl App {
     pub fn switched(self, session: Session) -> Self {
         let before = self.session.clone();
         let mut app = self.started(session);
+        app.preview = app.preview.filter(|it| Some(&it.session) != app.session.as_ref());
         app.standby.retain(|standing| Some(standing) != app.session.as_ref());
         app.standby.extend(before);
         app
@@ -207,6 +223,7 @@ impl App {
     #[must_use]
     pub fn stopped(mut self) -> Self {
         self.session = None;
+        self.preview = None;
         self.standby.clear();
         self.confirmed()
     }

@@ -274,26 +274,9 @@ pub fn restore(
     supervisor: &dyn Supervise,
     say: &dyn Fn(&str),
 ) -> Result<bool> {
-    let mut repaired = false;
-    let mount = match session::flaw(node.layout(), manifest, session)? {
-        None => schroot::mount_of(&session.name),
-        Some(flaw) => {
-            say(&format!("recovering the session: {flaw}"));
-            repaired = true;
-            supervisor.halt(&session.name)?;
-            session::recover(node, app, manifest, session)?
-        }
-    };
-    let states = supervisor.states(&session.name)?;
-    let runs = |process: &Process| {
-        states.iter().any(|state| state.process == process.name && state.runs())
-    };
-    let mut started = Ok(());
-    if !manifest.profile.processes.iter().all(runs) {
-        say("starting the processes");
-        repaired = true;
-        started = start_processes(app, session, manifest, &mount, node, supervisor);
-    }
+    let (mount, mut repaired) = recover(app, session, manifest, node, supervisor, say)?;
+    let mut started = start_missing(app, session, manifest, &mount, node, supervisor, say)
+        .map(|missing| repaired |= missing);
     if manifest.profile.front.is_none() {
         // Of the release before, if it had one.
         front::withdraw(node.layout(), &app.name)?;
@@ -309,6 +292,63 @@ pub fn restore(
     }
     started?;
     Ok(repaired)
+}
+
+/// Brings back a session and its processes, and leads nothing to it. Answers whether
+/// anything had to be done.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_processes(
+    app: &App,
+    session: &Session,
+    manifest: &Manifest,
+    node: &Node,
+    supervisor: &dyn Supervise,
+    say: &dyn Fn(&str),
+) -> Result<bool> {
+    let (mount, recovered) = recover(app, session, manifest, node, supervisor, say)?;
+    let missing = start_missing(app, session, manifest, &mount, node, supervisor, say)?;
+    Ok(recovered || missing)
+}
+
+/// Recovers a session that has a flaw; answers where it is mounted, and whether it had.
+fn recover(
+    app: &App,
+    session: &Session,
+    manifest: &Manifest,
+    node: &Node,
+    supervisor: &dyn Supervise,
+    say: &dyn Fn(&str),
+) -> Result<(PathBuf, bool)> {
+    let Some(flaw) = session::flaw(node.layout(), manifest, session)? else {
+        return Ok((schroot::mount_of(&session.name), false));
+    };
+    say(&format!("recovering the session: {flaw}"));
+    supervisor.halt(&session.name)?;
+    Ok((session::recover(node, app, manifest, session)?, true))
+}
+
+/// Starts a session's processes if one does not run; answers whether.
+fn start_missing(
+    app: &App,
+    session: &Session,
+    manifest: &Manifest,
+    mount: &Path,
+    node: &Node,
+    supervisor: &dyn Supervise,
+    say: &dyn Fn(&str),
+) -> Result<bool> {
+    let states = supervisor.states(&session.name)?;
+    let runs = |process: &Process| {
+        states.iter().any(|state| state.process == process.name && state.runs())
+    };
+    if manifest.profile.processes.iter().all(runs) {
+        return Ok(false);
+    }
+    say("starting the processes");
+    start_processes(app, session, manifest, mount, node, supervisor)?;
+    Ok(true)
 }
 
 /// What a reload did to one process.

@@ -21,7 +21,7 @@ use crate::manifest::Manifest;
 use crate::node::{self, Node, Object};
 use crate::process;
 use crate::profile::When;
-use crate::release::{App, Session};
+use crate::release::{App, Preview, Session};
 use crate::run::{Shield, check_interrupted, poll_until};
 use crate::serve;
 use crate::supervise::Supervise;
@@ -116,8 +116,17 @@ pub fn to_release(
 ) -> Result<App> {
     let Course { node, supervisor, .. } = *course;
     let switched = undo::attempt(node, verb, &app.name, |transaction| {
-        let session =
-            serve::raise(app, manifest, course.moments, node, supervisor, transaction, say)?;
+        let previewed = app.preview.as_ref().map(|preview| &preview.session);
+        let session = match previewed.filter(|it| it.version == manifest.version) {
+            Some(session) => {
+                say(&format!("taking session {}, the preview", session.name));
+                serve::restore_processes(app, session, manifest, node, supervisor, say)?;
+                session.clone()
+            }
+            None => {
+                serve::raise(app, manifest, course.moments, node, supervisor, transaction, say)?
+            }
+        };
         warm_up(&session, manifest, node, supervisor)?;
         let mut watch = Watch::begin(&session, manifest, supervisor)?;
         prepare(app, &session, manifest, before, node)?;
@@ -147,6 +156,9 @@ pub fn to_release(
             app.session.iter().try_for_each(|it| front::set_backup(node.layout(), &it.name, None)),
         );
     })?;
+    if let Err(error) = withdraw_preview(&switched) {
+        say(&format!("nginx keeps the vhost of the preview: {error:#}"));
+    }
     if switched.confirm_by.is_some() {
         // Who looks whether the new one is right is not to be answered by the old one.
         switched
@@ -158,6 +170,79 @@ pub fn to_release(
     retire_all(switched, manifest, &|_| Ok(before.clone()), node, course.drain, &|session| {
         say(&format!("ending session {} when its last request is done", session.name));
     })
+}
+
+/// Takes the vhost of a preview away that there is no more.
+fn withdraw_preview(app: &App) -> Result<()> {
+    if app.preview.is_some() { Ok(()) } else { front::withdraw_preview(&app.name) }
+}
+
+/// Begins a session of a release and makes it ready to be looked at: all that
+/// [`to_release`] does before it leads requests to it. Answers where it can be looked at.
+///
+/// # Errors
+/// When the new release does not get ready: nothing of it is left then.
+pub fn preview(
+    app: &App,
+    manifest: &Manifest,
+    course: &Course<'_>,
+    say: &dyn Fn(&str),
+) -> Result<Option<String>> {
+    let Course { node, supervisor, .. } = *course;
+    undo::attempt(node, "preview", &app.name, |transaction| {
+        let session =
+            serve::raise(app, manifest, course.moments, node, supervisor, transaction, say)?;
+        warm_up(&session, manifest, node, supervisor)?;
+        let port = manifest.profile.front.as_ref().map(|_| front::preview_port()).transpose()?;
+        transaction.intend(Object::Preview { app: app.name.clone() })?;
+        let preview = Preview { session, port };
+        let address = show(app, &preview, manifest, node)?;
+        let mut app = app.clone();
+        app.preview = Some(preview);
+        node.save_app(&app)?;
+        Ok(address)
+    })
+}
+
+/// Makes the way to a preview, and its vhost.
+fn show(app: &App, preview: &Preview, manifest: &Manifest, node: &Node) -> Result<Option<String>> {
+    let Preview { session, port } = preview;
+    let Some(port) = port else { return Ok(None) };
+    serve::make_way(app, session, manifest, node)?;
+    front::publish_preview(node.layout(), manifest, &session.name, *port)
+}
+
+/// Brings a preview back, as after a reboot; answers where it can be looked at.
+///
+/// # Errors
+/// When it cannot be.
+pub fn restore_preview(
+    app: &App,
+    manifest: &Manifest,
+    node: &Node,
+    supervisor: &dyn Supervise,
+    say: &dyn Fn(&str),
+) -> Result<Option<String>> {
+    let Some(preview) = &app.preview else { return Ok(None) };
+    serve::restore_processes(app, &preview.session, manifest, node, supervisor, say)?;
+    show(app, preview, manifest, node)
+}
+
+/// Ends a preview. Answers the application without it.
+///
+/// # Errors
+/// When something of it cannot be ended.
+pub fn end_preview(app: App, node: &Node) -> Result<App> {
+    let Some(preview) = app.preview.clone() else { return Ok(app) };
+    let mut transaction = node.begin("stop", &app.name)?;
+    transaction.intend(Object::of_session(&app, &preview.session))?;
+    transaction.intend(Object::Programs { session: preview.session.name.clone() })?;
+    transaction.intend(Object::Preview { app: app.name.clone() })?;
+    let mut app = app;
+    app.preview = None;
+    node.save_app(&app)?;
+    undo::remove_all(node, transaction, &|_| ())?;
+    Ok(app)
 }
 
 /// Makes everything that the switch to a session needs, so that it is one rename(2). What
@@ -259,6 +344,7 @@ pub fn settle(
     let (Some(session), Some(before)) = (app.session.clone(), app.standby.last().cloned()) else {
         return Ok(app);
     };
+    withdraw_preview(&app)?;
     let manifest = manifest_of(&session.version)?;
     let mut app = app;
     if app.confirm_by.is_some_and(|by| by <= node::now()) {

@@ -41,6 +41,7 @@ pub fn remove(object: &Object, node: &Node) -> Result<()> {
         Object::Sockets { app } => session::remove_sockets(layout, app),
         Object::Programs { session } => supervise::detect(layout).stop(session),
         Object::Front { app } => front::withdraw(layout, app),
+        Object::Preview { app } => front::withdraw_preview(app),
         Object::Account { app } => account::remove(app),
         Object::Requests { app } => front::forget_requests(app),
         Object::Path { path } => remove_path(path, layout),

@@ -388,3 +388,67 @@ fn gc_keeps_the_newest_releases_and_those_that_are_needed() {
     assert!(refused.error().contains("expected a nonzero"), "{}", refused.error());
     fs::remove_file(&node).expect("it is there");
 }
+
+#[test]
+fn a_preview_is_looked_at_before_requests_are_led_to_it() {
+    let farm = Farm::new();
+    let statics = "[[front.static]]\nlocation = \"/static/\"\npath = \"/srv/static\"\n";
+    Shop { front: statics, ..Shop::new("1.0") }.start(&farm);
+    let migrate = "[[job]]\nname = \"migrate\"\nwhen = \"upgrade\"\n\
+                   command = \"sh -c 'echo once >>/tmp/migrated'\"\n";
+    let file = Shop { front: statics, rest: migrate, ..Shop::new("1.1") }.pack(&farm);
+    let preview = ["upgrade", "shop", word(&file), "--preview"];
+    let address = farm.run(&preview).ok().stdout;
+    let port = address.trim().strip_prefix("http://127.0.0.1:").and_then(|it| it.strip_suffix('/'));
+    let port: u16 = port.and_then(|it| it.parse().ok()).unwrap_or_else(|| panic!("{address}"));
+    let looks = || {
+        assert_serves("1.0");
+        assert_eq!(get(port, "/").body, "1.1");
+        assert_eq!(get(port, "/static/page.css").body, "1.1");
+        farm.assert_clean();
+    };
+    looks();
+    let status = farm.run(&["status", "shop"]).ok().stdout;
+    assert!(status.contains(&format!(" of 1.1, {}\n", address.trim())), "{status}");
+    // Asked again, it is the same; another one would be a second preview.
+    assert_eq!(farm.run(&preview).ok().stdout, address);
+    let other = Shop::new("1.2").pack(&farm);
+    let refused = farm.run(&["upgrade", "shop", word(&other)]).failed(1);
+    assert_eq!(refused.error(), "shop has a preview of 1.1");
+    // It is brought back as what serves is.
+    let front = farm.root().join("run/farmctl/front");
+    let session = fs::read_link(front.join("shop")).expect("it leads to a session");
+    for way in fs::read_dir(front.join(".sessions")).expect("it is there").flatten() {
+        if way.path() != session {
+            fs::remove_file(way.path().join("socket")).expect("the way leads to its socket");
+        }
+    }
+    assert_eq!(get(port, "/").status, 502);
+    farm.run(&["tend"]).ok();
+    looks();
+    // The session that was looked at serves, and its jobs are done.
+    let load = Load::start(&url());
+    let upgraded = farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok().stderr;
+    assert!(!upgraded.contains("beginning session"), "{upgraded}");
+    assert_serves("1.1");
+    let migrated = farm.run(&["shell", "shop", "--", "cat", "/tmp/migrated"]).ok().stdout;
+    assert_eq!(migrated, "once\n");
+    // nginx before 1.27.4 resets idle connections at a reload: its vhost is gone.
+    let report = load.end(Duration::from_secs(1));
+    assert_eq!(report.bad_answers, 0, "{report:?}");
+    std::net::TcpStream::connect(("127.0.0.1", port)).expect_err("nobody listens there");
+    assert_alone(&farm);
+    // One that is not wanted goes, and what serves does not notice.
+    farm.run(&["rollback", "shop"]).ok();
+    farm.run(&["upgrade", "shop", "1.1", "--preview"]).ok();
+    farm.run(&["stop", "shop", "--preview"]).ok();
+    farm.run(&["stop", "shop", "--preview"]).ok();
+    assert_serves("1.0");
+    assert_alone(&farm);
+    // With what serves, a preview stops as well.
+    farm.run(&["upgrade", "shop", "1.1", "--preview"]).ok();
+    farm.run(&["stop", "shop"]).ok();
+    assert!(!runs("nginx -e stderr"), "the preview runs on");
+    let refused = farm.run(&["upgrade", "shop", "1.1", "--preview"]).failed(1);
+    assert_eq!(refused.hint(), "farmctl start shop");
+}

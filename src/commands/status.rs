@@ -42,6 +42,7 @@ struct Status {
     standby: Vec<Standby>,
     /// Until when the release must be confirmed, if it must.
     confirm_by: Option<i64>,
+    preview: Option<PreviewStatus>,
     processes: Vec<ProcessStatus>,
     front: Option<FrontStatus>,
     storage: String,
@@ -71,6 +72,14 @@ struct SessionStatus {
 struct Standby {
     name: String,
     release: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct PreviewStatus {
+    name: String,
+    release: String,
+    address: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -185,6 +194,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             .map(|session| Standby { name: session.name.clone(), release: session.version.clone() })
             .collect(),
         confirm_by: app.confirm_by,
+        preview: app.preview.as_ref().map(|it| PreviewStatus {
+            name: it.session.name.clone(),
+            release: it.session.version.clone(),
+            address: it.port.map(|port| format!("http://127.0.0.1:{port}/")),
+        }),
         processes,
         front,
         storage: backend.to_owned(),
@@ -250,6 +264,10 @@ fn render(status: &Status, now: i64) -> String {
         let text = format!("{} of {}, {until}", session.name, session.release);
         rows.push(row("standby", text));
     }
+    if let Some(PreviewStatus { name, release, address }) = &status.preview {
+        let address = address.as_ref().map_or(String::new(), |it| format!(", {it}"));
+        rows.push(row("preview", format!("{name} of {release}{address}")));
+    }
     for process in &status.processes {
         let pid = process.pid.map_or(String::new(), |pid| format!(", pid {pid}"));
         let workers = if process.workers == 0 {
@@ -313,6 +331,11 @@ mod tests {
             }),
             standby: vec![Standby { name: "fs-shop-0".to_owned(), release: "1.4.1".to_owned() }],
             confirm_by: None,
+            preview: Some(PreviewStatus {
+                name: "fs-shop-2".to_owned(),
+                release: "1.5.0".to_owned(),
+                address: Some("http://127.0.0.1:8900/".to_owned()),
+            }),
             processes: vec![ProcessStatus {
                 name: "web".to_owned(),
                 state: "running".to_owned(),
@@ -344,6 +367,7 @@ mod tests {
         release      1.4.2 (sha256 0123456789ab); also installed: 1.4.1
         session      fs-shop-1, begun 5 min ago, 2.00 KiB written
         standby      fs-shop-0 of 1.4.1, until 1.4.2 has proved itself
+        preview      fs-shop-2 of 1.5.0, http://127.0.0.1:8900/
         process web  running, pid 42, 5 workers, 10.00 MiB, up 5 min, answers 200
         front        http://127.0.0.1:8080/
         storage      directory, 5.00 GiB free

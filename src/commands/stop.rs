@@ -5,17 +5,22 @@ use anyhow::{Context as _, Result};
 use super::Context;
 use super::record::Subject;
 use crate::error::Exit;
-use crate::node::Object;
+use crate::node::{Node, Object};
 use crate::plan::Plan;
+use crate::release::App;
 use crate::schroot;
+use crate::switch;
 use crate::undo;
 
 /// Stop an application and end its session; its data stays
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  farmctl stop hello")]
+#[command(after_help = "Examples:\n  farmctl stop hello\n  farmctl stop hello --preview")]
 pub struct Args {
     /// The application
     name: String,
+    /// Only the preview of farmctl upgrade --preview
+    #[arg(long)]
+    preview: bool,
     /// Show what would be done and stop
     #[arg(long)]
     dry_run: bool,
@@ -29,6 +34,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     super::check_name(&args.name)?;
     let node = context.node()?;
     let app = node.installed(&args.name)?;
+    if args.preview {
+        return stop_preview(args, &node, context);
+    }
     let Some(session) = &app.session else {
         context.ui.already(format!("{} is stopped already", app.name));
         return Ok(Exit::Done);
@@ -58,6 +66,30 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             context.ui.step(format!("removing {}", object.named()));
         })
         .with_context(|| format!("stopping {what}"))
+    })?;
+    context.ui.done(format!("stopped {what}"));
+    Ok(Exit::Done)
+}
+
+fn stop_preview(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
+    let known = |app: &App| app.preview.clone().map(|preview| preview.session);
+    let Some(session) = known(&node.installed(&args.name)?) else {
+        context.ui.already(format!("{} has no preview", args.name));
+        return Ok(Exit::Done);
+    };
+    let what = format!("the preview of {} {}", args.name, session.version);
+    if args.dry_run {
+        let mut plan = Plan::new(format!("stop {what}"));
+        plan.step("withdraw its vhost").step("stop its processes");
+        plan.commands("end its session", vec![schroot::ending(&session.name).display()]);
+        context.show_plan(&plan);
+        return Ok(Exit::Done);
+    }
+    let _lock = super::take_over(node, &args.name, "stop", context)?;
+    let app = node.installed(&args.name)?;
+    let subject = Subject { context, node, app: &args.name, verb: "stop --preview" };
+    subject.record(&session.version, || {
+        switch::end_preview(app, node).with_context(|| format!("stopping {what}"))
     })?;
     context.ui.done(format!("stopped {what}"));
     Ok(Exit::Done)

@@ -116,6 +116,10 @@ fn bring_back(
     say: &dyn Fn(&str),
 ) -> Result<Outcome> {
     undo::finish_all(node, &app.name, say)?;
+    if let Some(preview) = &app.preview {
+        let manifest = super::manifest_of(node, &app, &preview.session.version)?;
+        switch::restore_preview(&app, &manifest, node, supervisor, say)?;
+    }
     if app.standby.is_empty() {
         serve::restore(&app, session, manifest, node, supervisor, say)?;
         return Ok(Outcome::Done);

@@ -9,6 +9,7 @@ use super::incoming::{self, Arrival, Options};
 use super::record::Subject;
 use crate::error::{Exit, refuse};
 use crate::history::{self, Outcome};
+use crate::manifest::Manifest;
 use crate::mount;
 use crate::node::{self, Node};
 use crate::plan::Plan;
@@ -20,7 +21,7 @@ use crate::switch::{self, Course};
 /// Switch a running application to another release without losing a request
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl upgrade shop shop_1.4.3_amd64.tar.xz\n  farmctl upgrade shop 1.4.3 --watch 1m\n  farmctl upgrade shop 1.4.3 --confirm-within 5m\n\nThe new release is installed, begun in a session of its own and asked whether\nit serves, all beside the one that runs. Then one rename(2) leads requests to\nit. If one of its processes ends while it is watched, or more requests fail\nthan before, they are led back. Whatever fails, the release before serves on.\n\nWith --confirm-within, the old processes stand by after that, and farmctl tend\nleads requests back to them unless farmctl confirm comes in time."
+    after_help = "Examples:\n  farmctl upgrade shop shop_1.4.3_amd64.tar.xz\n  farmctl upgrade shop 1.4.3 --watch 1m\n  farmctl upgrade shop 1.4.3 --preview\n  farmctl upgrade shop 1.4.3 --confirm-within 5m\n\nThe new release is installed, begun in a session of its own and asked whether\nit serves, all beside the one that runs. Then one rename(2) leads requests to\nit. If one of its processes ends while it is watched, or more requests fail\nthan before, they are led back. Whatever fails, the release before serves on.\n\nWith --preview it stops before the rename and prints an address to look at the\nnew release; the same without leads requests to what was looked at, and farmctl\nstop NAME --preview ends it. With --confirm-within, the old processes stand by\nafter that, and farmctl tend leads requests back to them unless farmctl confirm\ncomes in time."
 )]
 pub struct Args {
     /// The application
@@ -33,6 +34,9 @@ pub struct Args {
     /// How long the last requests to the old release are waited for
     #[arg(long, value_name = "TIME", default_value = "1m")]
     drain: Seconds,
+    /// Stop before requests are led to it, and print an address to look at it
+    #[arg(long, conflicts_with_all = ["watch", "confirm_within"])]
+    preview: bool,
     /// Go back to the old release unless farmctl confirm comes in this time
     #[arg(long, value_name = "TIME")]
     confirm_within: Option<Seconds>,
@@ -59,6 +63,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     };
     check_unconfirmed(args, &node.installed(&args.name)?)?;
     let version = install(args, &node, context)?;
+    check_preview(&node.installed(&args.name)?, &version)?;
     app = if args.dry_run { app } else { node.installed(&args.name)? };
     let Some(session) = app.session.clone() else {
         let hint = format!("farmctl start {}", args.name);
@@ -110,6 +115,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         confirm: args.confirm_within.map(Seconds::duration),
     };
     let (new, old) = (manifest_of(&version)?, manifest_of(&serving)?);
+    if args.preview {
+        return preview(args, &settled, &new, &course, context);
+    }
     subject.record(&format!("from {serving} to {version}"), || {
         switch::to_release(&settled, &new, &old, &course, "upgrade", &say)
             .with_context(|| format!("upgrading {what}"))
@@ -124,6 +132,18 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// Refuses another release than the one that is looked at.
+fn check_preview(app: &App, version: &str) -> Result<()> {
+    let name = &app.name;
+    match &app.preview {
+        Some(preview) if preview.session.version != version => refuse(
+            format_args!("{name} has a preview of {}", preview.session.version),
+            format!("farmctl stop {name} --preview ends it"),
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Refuses an upgrade of what is not known to be right, and one that nobody could confirm.
 fn check_unconfirmed(args: &Args, app: &App) -> Result<()> {
     let name = &args.name;
@@ -132,12 +152,40 @@ fn check_unconfirmed(args: &Args, app: &App) -> Result<()> {
             format_args!("{name} {} waits to be confirmed", session.version),
             format!("farmctl confirm {name} keeps it, farmctl rollback {name} goes back"),
         ),
-        (None, _) if args.confirm_within.is_some() => refuse(
+        (None, _) if args.confirm_within.is_some() || args.preview => refuse(
             format_args!("{name} is not started: there is nothing to go back to"),
             format!("farmctl start {name}"),
         ),
         _ => Ok(()),
     }
+}
+
+/// Begins a session of the release and makes it ready to be looked at; prints where.
+fn preview(
+    args: &Args,
+    app: &App,
+    manifest: &Manifest,
+    course: &Course<'_>,
+    context: &Context,
+) -> Result<Exit> {
+    let Course { node, supervisor, .. } = *course;
+    let (name, version) = (&app.name, &manifest.version);
+    let say = |text: &str| context.ui.step(text);
+    let address = if app.preview.is_some() {
+        switch::restore_preview(app, manifest, node, supervisor, &say)?
+    } else {
+        let subject = Subject { context, node, app: name, verb: "upgrade --preview" };
+        subject.record(&format!("to {version}"), || {
+            switch::preview(app, manifest, course, &say)
+                .with_context(|| format!("upgrading {} to {version}", args.name))
+        })?
+    };
+    let next = format!("farmctl upgrade {name} {version} leads requests to it");
+    context.ui.done(format!("{name} {version} is ready: {next}"));
+    if let Some(address) = address {
+        context.ui.answer(address);
+    }
+    Ok(Exit::Done)
 }
 
 /// Installs the release if it is a tarball that is not installed yet; answers its version.
@@ -179,8 +227,12 @@ fn releases(app: &App) -> String {
 
 fn plan(args: &Args, before: &str, version: &str) -> Plan {
     let mut plan = Plan::new(format!("upgrade {} from {before} to {version}", args.name));
-    plan.step("begin a session of it and start its processes, beside those that serve")
-        .step("lead requests to it: one rename(2)")
+    plan.step("begin a session of it and start its processes, beside those that serve");
+    if args.preview {
+        plan.step("print an address to look at it");
+        return plan;
+    }
+    plan.step("lead requests to it: one rename(2)")
         .step(format!("watch it for {}, and lead requests back if it fails", args.watch))
         .step(match &args.confirm_within {
             None => format!("end the session of {before} when its last request is done"),

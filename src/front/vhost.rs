@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::error::refuse;
-use crate::layout::{self, Layout, NGINX_LOGS};
+use crate::layout::{self, Layout, NGINX_LOGS, WAY_BACKUP, WAY_FILES, WAY_SOCKET};
 use crate::manifest::Manifest;
 use crate::profile::{Front, StaticFiles};
 use crate::template::key;
@@ -69,16 +69,51 @@ fn word(path: &Path) -> Result<String> {
     Ok(if text.chars().all(plain) { text.into_owned() } else { format!("\"{text}\"") })
 }
 
-/// The vhost of an application, for nginx's `http` context.
+/// A vhost: what it is called, and the way it leads.
+pub(super) struct Site {
+    /// The application, or something like it in [`layout::vhost`].
+    pub(super) name: String,
+    /// Prefix of what nginx has only one of.
+    prefix: &'static str,
+    /// The directory that leads to a session.
+    way: PathBuf,
+    pub(super) front: Front,
+}
+
+impl Site {
+    /// Where an application is reached.
+    pub(super) fn of(layout: &Layout, app: &str, front: &Front) -> Self {
+        let (prefix, way) = ("farmctl", layout.front_link(app));
+        Self { name: app.to_owned(), prefix, way, front: front.clone() }
+    }
+
+    /// Where a session of it is looked at.
+    pub(super) fn preview(
+        layout: &Layout,
+        session: &str,
+        app: &str,
+        front: &Front,
+        port: u16,
+    ) -> Self {
+        let listen = vec![format!("127.0.0.1:{port}")];
+        let front = Front { listen, server_names: Vec::new(), ..front.clone() };
+        // No application has a dot in its name.
+        let name = format!("{app}.preview");
+        Self { name, prefix: "farmctlpreview", way: layout.way(session), front }
+    }
+}
+
+/// A vhost of an application, for nginx's `http` context.
 ///
 /// # Errors
 /// When a path has letters nginx cannot be told about.
-pub fn render(layout: &Layout, manifest: &Manifest, front: &Front) -> Result<String> {
+pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<String> {
     let app = &manifest.name;
-    let variable = format!("$farmctl_{}_connection", key(app));
-    let upstream = format!("farmctl_{}", key(app));
-    let socket = word(&layout.front_socket(app))?;
-    let backup = word(&layout.front_backup(app))?;
+    let Site { name, prefix, way, front } = site;
+    let upstream = format!("{prefix}_{}", key(app));
+    let variable = format!("${upstream}_connection");
+    let socket = word(&way.join(WAY_SOCKET))?;
+    let backup = word(&way.join(WAY_BACKUP))?;
     let mut text = format!(
         "# Written by farmctl for {app}; changes are lost.\n\
          map $http_upgrade {variable} {{\n    default close;\n    websocket upgrade;\n}}\n\
@@ -98,7 +133,7 @@ pub fn render(layout: &Layout, manifest: &Manifest, front: &Front) -> Result<Str
         let _ = writeln!(text, "    listen {listen}{default};");
     }
     let _ = writeln!(text, "    server_name {names};");
-    let _ = writeln!(text, "    access_log {NGINX_LOGS}/{};", layout::access_log(app));
+    let _ = writeln!(text, "    access_log {NGINX_LOGS}/{};", layout::access_log(name));
     let _ = writeln!(text, "    client_max_body_size {}m;", front.max_body_mib);
     // nginx ends a client's connection after 1000 requests by default. Under load that
     // races with the client's next request: `wrk -c32` counts some 4 read errors in
@@ -126,7 +161,8 @@ pub fn render(layout: &Layout, manifest: &Manifest, front: &Front) -> Result<Str
         let _ = write!(text, "\n    location ^~ {location} {{\n");
         match source(layout, manifest, files) {
             Source::Export => {
-                let path = layout.front_files(app, &files.location);
+                let key = layout::location_key(&files.location);
+                let path = way.join(WAY_FILES).join(key);
                 let _ = write!(
                     text,
                     "        alias {}/;\n        \
@@ -219,7 +255,9 @@ mod tests {
     fn rendered(toml: &str) -> String {
         let manifest = manifest(toml);
         let front = manifest.profile.front.as_ref().expect("the profile has a front");
-        render(&Layout::new("/", None), &manifest, front).expect("all paths are plain")
+        let layout = Layout::new("/", None);
+        let site = Site::of(&layout, &manifest.name, front);
+        render(&layout, &manifest, &site).expect("all paths are plain")
     }
 
     #[test]

@@ -59,6 +59,11 @@ pub enum Object {
         /// Application.
         app: String,
     },
+    /// An application's vhost to look at a preview.
+    Preview {
+        /// Application.
+        app: String,
+    },
     /// An application's account on the host.
     Account {
         /// Application.
@@ -114,6 +119,7 @@ impl Object {
         objects.extend(sessions.iter().map(|session| Self::of_session(app, session)));
         let programs = |session: &&Session| Self::Programs { session: session.name.clone() };
         objects.extend(sessions.iter().map(programs));
+        objects.extend(app.preview.iter().map(|_| Self::Preview { app: name() }));
         objects.push(Self::Front { app: name() });
         objects
     }
@@ -141,6 +147,7 @@ impl std::fmt::Display for Object {
             Self::Sockets { app } => write!(f, "sockets of {app}"),
             Self::Programs { session } => write!(f, "processes of session {session}"),
             Self::Front { app } => write!(f, "vhost of {app}"),
+            Self::Preview { app } => write!(f, "vhost of the preview of {app}"),
             Self::Account { app } => write!(f, "account of {app}"),
             Self::Requests { app } => write!(f, "log of requests to {app}"),
             Self::Path { path } => write!(f, "{}", path.display()),
