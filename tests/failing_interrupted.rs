@@ -146,7 +146,7 @@ fn an_interrupted_start_leaves_nothing_running() {
         assert!(!runs(word(&farm.state("supervisor"))), "supervisord is left");
         farm.assert_clean();
     }
-    assert!(farm.run(&["status", "shop"]).ok().stdout.starts_with("shop     stopped\n"));
+    assert_eq!(farm.state_of("shop"), "stopped");
 }
 
 #[test]

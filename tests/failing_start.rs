@@ -39,8 +39,7 @@ fn fails_to_start(farm: &Farm) -> Ran {
     );
     assert!(!runs("sleep 86017"), "a process is left");
     assert!(!runs(&format!("--configuration={}", farm.root().display())), "supervisord is left");
-    let status = farm.run(&["status", "shop"]).ok();
-    assert!(status.stdout.starts_with("shop     stopped\n"), "{}", status.stdout);
+    assert_eq!(farm.state_of("shop"), "stopped");
     ran
 }
 

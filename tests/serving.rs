@@ -767,14 +767,16 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
     insta::assert_snapshot!(plan(&["remove", GREETER, "--data"]), @r"
     would remove greeter:
       1. remove the log of requests to greeter
-      2. remove ROOT/var/log/farmctl/greeter
-      3. remove ROOT/etc/farmctl/apps/greeter.env
-      4. remove ROOT/var/lib/farmctl/data/greeter
-      5. remove the account of greeter
-      6. remove the chroot farmctl-greeter-1.0.0
-      7. remove ROOT/var/lib/farmctl/static/greeter/1.0.0
-      8. remove ROOT/var/lib/farmctl/releases/greeter/1.0.0
-      9. remove the volume fv-greeter-1.0.0
+      2. remove ROOT/var/lib/farmctl/history/greeter.jsonl.1
+      3. remove ROOT/var/lib/farmctl/history/greeter.jsonl
+      4. remove ROOT/var/log/farmctl/greeter
+      5. remove ROOT/etc/farmctl/apps/greeter.env
+      6. remove ROOT/var/lib/farmctl/data/greeter
+      7. remove the account of greeter
+      8. remove the chroot farmctl-greeter-1.0.0
+      9. remove ROOT/var/lib/farmctl/static/greeter/1.0.0
+     10. remove ROOT/var/lib/farmctl/releases/greeter/1.0.0
+     11. remove the volume fv-greeter-1.0.0
     ");
     insta::assert_snapshot!(plan(&["remove", GREETER, "--release", "1.0.0"]), @r"
     would remove greeter 1.0.0:

@@ -15,6 +15,7 @@ use crate::node::{self, Node};
 use crate::plan::Plan;
 use crate::profile::{Seconds, When};
 use crate::release::App;
+use crate::run;
 use crate::supervise;
 use crate::switch::{self, Course};
 
@@ -124,8 +125,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     })?;
     context.ui.done(format!("upgraded {what}"));
     if let Some(within) = &args.confirm_within {
+        let tended = if run::systemd_is_init() { "" } else { ", if cron(8) runs farmctl tend" };
         context.ui.warn(format!(
-            "{serving} serves again in {within}, unless: farmctl confirm {}",
+            "{serving} serves again in {within}{tended}, unless: farmctl confirm {}",
             args.name
         ));
     }

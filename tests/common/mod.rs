@@ -182,6 +182,14 @@ impl Farm {
         run(self.command(arguments))
     }
 
+    /// How an application is, in the words of `status --json`.
+    #[track_caller]
+    pub fn state_of(&self, app: &str) -> String {
+        let status = self.run(&["status", app, "--json"]).stdout;
+        let status: serde_json::Value = serde_json::from_str(&status).expect("it is JSON");
+        status["state"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// A copy of a shipped profile under another name and port, so that an application
     /// that really runs here is not disturbed; answers its directory.
     pub fn profile(&self, shipped: &str, name: &str, port: u16) -> PathBuf {
