@@ -32,6 +32,7 @@ use crate::undo;
 const WARMING: usize = 2;
 /// Most requests to warm one process up.
 const WARMED: usize = 32;
+
 /// Asks a session's processes as nginx will, so that its first users wait no longer than
 /// later ones.
 fn warm_up(

@@ -32,11 +32,7 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let node = context.node()?;
     super::started(&node, &args.name)?;
-    let _lock = if args.dry_run {
-        None
-    } else {
-        Some(super::take_over(&node, &args.name, "confirm", context)?)
-    };
+    let _lock = super::take_over_unless(args.dry_run, &node, &args.name, "confirm", context)?;
     let started = super::started(&node, &args.name)?;
     let what = format!("{} {}", args.name, started.session.version);
     if started.app.confirm_by.is_none() {

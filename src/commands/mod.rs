@@ -100,6 +100,18 @@ fn take_over(node: &Node, app: &str, verb: &str, context: &Context) -> Result<Lo
     Ok(lock)
 }
 
+/// The same for a verb that looks at what there is behind the lock; a dry run changes
+/// nothing and takes none.
+fn take_over_unless(
+    dry_run: bool,
+    node: &Node,
+    app: &str,
+    verb: &str,
+    context: &Context,
+) -> Result<Option<Lock>> {
+    if dry_run { Ok(None) } else { take_over(node, app, verb, context).map(Some) }
+}
+
 /// Refuses a name that cannot be one before it becomes part of a path.
 fn check_name(name: &str) -> Result<()> {
     crate::profile::check_name(name)

@@ -40,11 +40,7 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let node = context.node()?;
     super::started(&node, &args.name)?;
-    let _lock = if args.dry_run {
-        None
-    } else {
-        Some(super::take_over(&node, &args.name, "rollback", context)?)
-    };
+    let _lock = super::take_over_unless(args.dry_run, &node, &args.name, "rollback", context)?;
     let started = super::started(&node, &args.name)?;
     let supervisor = supervise::detect(node.layout());
     let say = |text: &str| context.ui.step(text);

@@ -7,7 +7,6 @@ use super::record::Subject;
 use crate::error::Exit;
 use crate::node::{Node, Object};
 use crate::plan::Plan;
-use crate::release::App;
 use crate::schroot;
 use crate::switch;
 use crate::undo;
@@ -72,8 +71,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
 }
 
 fn stop_preview(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
-    let known = |app: &App| app.preview.clone().map(|preview| preview.session);
-    let Some(session) = known(&node.installed(&args.name)?) else {
+    // Locked before it is looked at: another farmctl may be about to take it on.
+    let _lock = super::take_over_unless(args.dry_run, node, &args.name, "stop", context)?;
+    let app = node.installed(&args.name)?;
+    let Some(session) = app.preview.as_ref().map(|preview| preview.session.clone()) else {
         context.ui.already(format!("{} has no preview", args.name));
         return Ok(Exit::Done);
     };
@@ -85,8 +86,6 @@ fn stop_preview(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
         context.show_plan(&plan);
         return Ok(Exit::Done);
     }
-    let _lock = super::take_over(node, &args.name, "stop", context)?;
-    let app = node.installed(&args.name)?;
     let subject = Subject { context, node, app: &args.name, verb: "stop --preview" };
     subject.record(&session.version, || {
         switch::end_preview(app, node).with_context(|| format!("stopping {what}"))

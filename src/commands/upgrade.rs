@@ -57,11 +57,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     super::check_name(&args.name)?;
     let node = context.node()?;
     let mut app = node.installed(&args.name)?;
-    let _lock = if args.dry_run {
-        None
-    } else {
-        Some(super::take_over(&node, &args.name, "upgrade", context)?)
-    };
+    let _lock = super::take_over_unless(args.dry_run, &node, &args.name, "upgrade", context)?;
     check_unconfirmed(args, &node.installed(&args.name)?)?;
     let version = install(args, &node, context)?;
     check_preview(&node.installed(&args.name)?, &version)?;
