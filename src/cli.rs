@@ -25,13 +25,13 @@ Exit status: 0 done or already so, 1 failed and nothing left behind, 2 usage,
 )]
 pub struct Cli {
     /// Keep all of farmctl's own files beneath this directory
-    #[arg(long, global = true, value_name = "DIR", default_value = "/")]
+    #[arg(long, global = true, value_name = "DIR", default_value = "/", display_order = 900)]
     pub root: PathBuf,
     /// Show every external command; twice: and what it prints
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, action = ArgAction::Count, display_order = 901)]
     verbose: u8,
     /// Show errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, conflicts_with = "verbose", display_order = 902)]
     quiet: bool,
     /// What to do
     #[command(subcommand)]

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-pub use self::archive::{Archive, fetch_indexes, package_cache};
+pub use self::archive::{Archive, fetch_indexes, host_mirror, newest_index, package_cache};
 pub use self::clean::clean;
 pub use self::installed::{Ownership, installed_packages, is_older, name_of};
 pub use self::pool::{Origin, Pool};

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use nix::unistd::{Uid, User, geteuid};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::file;
@@ -28,7 +29,7 @@ const ERROR_LIMIT: usize = 2 << 10;
 pub const TEND: &str = "tend";
 
 /// How a change ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// As was asked.
@@ -59,7 +60,7 @@ impl std::fmt::Display for Outcome {
 }
 
 /// A change to an application.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Change {
     /// When it began, seconds since 1970.

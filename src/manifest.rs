@@ -7,6 +7,7 @@
 use std::fmt;
 
 use anyhow::{Result, anyhow, ensure};
+use schemars::JsonSchema;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -35,7 +36,7 @@ pub const PAYLOAD_LIMIT: u64 = 1 << 40;
 const WORD_LIMIT: usize = 255;
 
 /// `.farmctl/manifest.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Manifest {
     /// Version of this format; 1.
@@ -73,7 +74,7 @@ pub struct Manifest {
 }
 
 /// What went into a bake.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Inputs {
     /// The signed indexes of the archive.
@@ -95,7 +96,7 @@ pub struct Inputs {
 }
 
 /// One InRelease file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct InRelease {
     /// Suite as the mirror names it: `bookworm-security`.
@@ -107,7 +108,7 @@ pub struct InRelease {
 }
 
 /// A Debian package.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Package {
     /// Binary package name.
@@ -119,7 +120,7 @@ pub struct Package {
 }
 
 /// A Python distribution.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Distribution {
     /// Name as its metadata writes it.
@@ -129,7 +130,7 @@ pub struct Distribution {
 }
 
 /// Size and hash of a piece of the tarball.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Hashed {
     /// Bytes.
@@ -139,7 +140,7 @@ pub struct Hashed {
 }
 
 /// The payload as a whole.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Payload {
     /// Bytes of tar.
@@ -153,7 +154,7 @@ pub struct Payload {
 }
 
 /// One block of the .xz stream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Segment {
     /// Bytes of tar in it.
@@ -165,7 +166,7 @@ pub struct Segment {
 }
 
 /// A set-user-ID or set-group-ID file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct SetId {
     /// Path, no leading slash.
@@ -179,7 +180,7 @@ pub struct SetId {
 }
 
 /// A file with capabilities.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Capability {
     /// Path, no leading slash.
@@ -245,7 +246,7 @@ pub enum FileKind {
 }
 
 /// Whose a path is.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Owner {
     /// A Debian package.

@@ -13,6 +13,7 @@ mod value;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::size::Size;
@@ -23,7 +24,7 @@ pub use parse::parse;
 pub const SCHEMA: u32 = 1;
 
 /// One application: its Debian environment, what is built into it, and what runs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Profile {
     /// Version of this file's format; 1.
@@ -146,7 +147,7 @@ impl Rendered {
 }
 
 /// `[environment]`: what `farmctl bootstrap` makes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Environment {
     /// Debian suite, by code name: `bookworm`, `trixie`.
@@ -190,7 +191,7 @@ pub struct Environment {
 }
 
 /// `[storage]`: how large volumes and snapshots are.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Volumes {
     /// Size of a volume, at least; default: the node's `volume-size`.
@@ -203,7 +204,7 @@ pub struct Volumes {
 
 /// `[schroot]`: users of the host, who each can become root of it this way (schroot(1),
 /// "Security").
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Grants {
     /// Users who may enter.
@@ -223,7 +224,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// `[build]`: what a bake needs and the tarball must not contain.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Build {
     /// Debian packages installed for the bake and purged before packing.
@@ -235,7 +236,7 @@ pub struct Build {
 }
 
 /// `[python]`: the virtualenv and what goes into it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Python {
     /// Requirements file, relative to the profile.
@@ -259,7 +260,7 @@ pub struct Python {
 }
 
 /// Which program installs distributions into the virtualenv. The result is the same.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Installer {
     /// uv where the host has it or can get it, pip otherwise.
@@ -272,7 +273,7 @@ pub enum Installer {
 }
 
 /// `[[copy]]`: a file or directory copied as it is, owned by root.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Copied {
     /// Source, relative to the profile and beneath its directory.
@@ -282,7 +283,7 @@ pub struct Copied {
 }
 
 /// `[[file]]`: a configuration file rendered from a template.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Rendered {
     /// Absolute path in the environment.
@@ -299,7 +300,7 @@ pub struct Rendered {
 }
 
 /// `[[process]]`: one long-running command.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Process {
     /// Name: `[a-z][a-z0-9-]{0,15}`.
@@ -328,7 +329,7 @@ pub struct Process {
 }
 
 /// How a process takes up new code: `"HUP"`, another signal's name, or `"restart"`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Reload {
     /// Stop and start.
@@ -358,7 +359,7 @@ pub enum Signal {
 }
 
 /// `ready = { http = "/", within = "30s" }`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Ready {
     /// Path asked for by HTTP; any status from 200 to 399 is ready.
@@ -369,7 +370,7 @@ pub struct Ready {
 }
 
 /// `stop = { signal = "TERM", within = "30s" }`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Stop {
     /// Signal that asks the process to end.
@@ -381,7 +382,7 @@ pub struct Stop {
 }
 
 /// `[[job]]`: a command that runs once.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Job {
     /// Name, as processes.
@@ -402,7 +403,7 @@ pub struct Job {
 }
 
 /// When a job runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum When {
     /// As root while baking; its results are in the tarball.
@@ -416,7 +417,7 @@ pub enum When {
 }
 
 /// `[[data]]`: a directory on the node, bind-mounted into every session.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DataDirectory {
     /// Name, as processes: the directory's name on the node.
@@ -426,7 +427,7 @@ pub struct DataDirectory {
 }
 
 /// `[[secret]]`: a value from `/etc/farmctl/apps/NAME.env`, a file for the processes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Secret {
     /// Name: `[A-Z][A-Z0-9_]{0,63}`; the value is in `/run/project/secrets/NAME`.
@@ -437,7 +438,7 @@ pub struct Secret {
 }
 
 /// `[front]`: the nginx vhost.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Front {
     /// Where nginx listens: `PORT` or `ADDRESS:PORT`.
@@ -457,7 +458,7 @@ pub struct Front {
 }
 
 /// `[[front.static]]`: a location nginx serves itself.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct StaticFiles {
     /// URL prefix, `/static/`.

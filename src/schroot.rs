@@ -13,8 +13,8 @@ mod session;
 
 pub use self::definition::{Definition, release_fstab, source_fstab};
 pub use self::registry::{
-    Registered, check, check_free, is_guarded, mount_points, register, registered, restore_guards,
-    unregister,
+    Registered, check, check_free, is_guarded, is_registered, mount_points, register, registered,
+    restore_guards, unregister,
 };
 pub use self::session::{
     begin, beginning, dismount, end, end_within, ending, enter, enter_as, enter_source, is_live,

@@ -352,7 +352,7 @@ fn start_missing(
 }
 
 /// What a reload did to one process.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Reloaded {
     /// Process.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Units, largest first. Binary, as in lvm(8): `G` is 2^30 bytes.
@@ -10,7 +11,9 @@ const UNITS: [(char, u64); 5] =
     [('T', 1 << 40), ('G', 1 << 30), ('M', 1 << 20), ('K', 1 << 10), ('B', 1)];
 
 /// A number of bytes, written `"4G"`, `"1536M"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema, Deserialize,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct Size(u64);
 

@@ -5,6 +5,7 @@
 //! there is one, unsigned tarballs are refused. Serials only rise: the highest one ever
 //! installed of an application is remembered, also when the application is removed.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use anyhow::{Context as _, Result, ensure};
@@ -28,7 +29,7 @@ pub struct Trusted {
 }
 
 /// What a tarball's signature says on this node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", tag = "standing")]
 pub enum Standing {
     /// There is none.

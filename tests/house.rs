@@ -6,13 +6,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FACE: [&str; 3] = ["main", "cli", "ui"];
-const HANDS: [&str; 31] = [
+const HANDS: [&str; 32] = [
     "run",
     "mount",
     "file",
     "hash",
     "process",
     "place",
+    "machine",
     "inside",
     "storage",
     "chroot",

@@ -1,6 +1,7 @@
 //! `farmctl audit`: which Debian packages of a release have a security update.
 
 use anyhow::{Context as _, Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -28,10 +29,12 @@ pub struct Args {
 }
 
 /// What an audit found.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-struct Printed {
+pub(super) struct Printed {
+    /// Name.
     name: String,
+    /// Version.
     version: String,
     /// The suite that was read.
     suite: String,
@@ -40,11 +43,14 @@ struct Printed {
 }
 
 /// A package with a newer version.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct Outdated {
+    /// Name.
     name: String,
+    /// Version in the tarball or release.
     installed: String,
+    /// Version in the security suite.
     offered: String,
 }
 

@@ -1,6 +1,7 @@
 //! `farmctl diff`: what separates two tarballs or releases, by whose it is.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::comparison::{render, side};
@@ -26,20 +27,25 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-struct Printed {
+pub(super) struct Printed {
+    /// The first one.
     before: Named,
+    /// The second one.
     after: Named,
     #[serde(flatten)]
     diff: Diff,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct Named {
+    /// Application.
     name: String,
+    /// Version.
     version: String,
+    /// SHA-256 of the manifest, hex.
     identity: String,
 }
 

@@ -8,6 +8,7 @@
 //! fault, and `--check` only names them.
 
 use anyhow::{Result, bail};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -15,7 +16,7 @@ use super::record::Subject;
 use crate::error::{Exit, Mark as _};
 use crate::file;
 use crate::layout;
-use crate::node::{Node, Object};
+use crate::node::{Node, Object, Transaction};
 use crate::release::Release;
 use crate::schroot;
 use crate::storage;
@@ -39,9 +40,9 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-struct Found {
+pub(super) struct Found {
     /// What transactions left that never finished.
     rubbish: Vec<String>,
     /// What the state does not know.
@@ -62,22 +63,15 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     node.environments()?;
     let mut failed = Vec::new();
     for transaction in node.abandoned()? {
-        let title = format!("{} of {}", transaction.verb(), transaction.subject());
+        let title = title(&transaction);
         let rubbish = undo::rubbish(&node, &transaction)?;
         found.rubbish.extend(rubbish.iter().map(|object| format!("{object} ({title})")));
         if rubbish.is_empty() {
             found.rubbish.push(format!("the record of an unfinished {title}"));
         }
-        if args.check {
-            continue;
-        }
-        match undo::finish(&node, transaction) {
-            Ok(removed) => {
-                for object in removed {
-                    context.ui.step(format!("removed the {object} ({title})"));
-                }
-            }
-            Err(error) => failed.push(format!("{error:#}")),
+        if !args.check {
+            let finished = finish(&node, transaction, context);
+            failed.extend(finished.err().map(|error| format!("{error:#}")));
         }
     }
     let orphans = orphans(&node)?;
@@ -106,6 +100,23 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let left =
         if args.check { !found.rubbish.is_empty() || !found.orphans.is_empty() } else { false };
     Ok(if left { Exit::NotRight } else { Exit::Done })
+}
+
+/// Removes what abandoned transactions left.
+pub(super) fn finish_abandoned(node: &Node, context: &Context) -> Result<()> {
+    node.abandoned()?.into_iter().try_for_each(|transaction| finish(node, transaction, context))
+}
+
+fn finish(node: &Node, transaction: Transaction, context: &Context) -> Result<()> {
+    let title = title(&transaction);
+    for object in undo::finish(node, transaction)? {
+        context.ui.step(format!("removed the {object} ({title})"));
+    }
+    Ok(())
+}
+
+fn title(transaction: &Transaction) -> String {
+    format!("{} of {}", transaction.verb(), transaction.subject())
 }
 
 /// Removes the old releases of an application.

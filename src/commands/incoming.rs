@@ -23,7 +23,7 @@ use crate::secret;
 use crate::session;
 use crate::settings::Settings;
 use crate::size::Size;
-use crate::storage::{self, Access, Choice, Copies, Storage};
+use crate::storage::{self, Access, Choice, Copies, Mark, Storage};
 use crate::tarball::Archive;
 use crate::trust;
 use crate::ui;
@@ -190,18 +190,14 @@ impl Incoming {
         storage.seal(&volume, Access::ReadOnly)?;
         keep_manifest(archive, node, transaction)?;
         let chroot = layout::release_chroot(name, version);
-        transaction.intend(Object::Chroot { name: chroot.clone() })?;
-        schroot::register(&schroot::Definition {
-            name: chroot,
-            description: format!("farmctl release {name} {version}"),
-            stanza: storage
-                .stanza(&volume, Copies::of(&manifest.profile.storage, node.settings()))?,
-            fstab: schroot::release_fstab(&session::binds(node.layout(), &manifest)),
-            grants: manifest.profile.schroot.clone(),
-            source_clone: false,
-            node: transaction.mark().node,
-            transaction: transaction.id().to_owned(),
-        })?;
+        transaction.intend(Object::Chroot { name: chroot })?;
+        schroot::register(&definition(
+            &manifest,
+            storage.as_ref(),
+            &volume,
+            node,
+            &transaction.mark(),
+        )?)?;
         let release = Release {
             version: version.clone(),
             identity: archive.identity().to_owned(),
@@ -218,6 +214,27 @@ impl Incoming {
         trust::accept(node.layout(), &manifest, archive.identity())?;
         node.save_app(&app.installed(release))
     }
+}
+
+/// A release's chroot as schroot is to know it.
+pub(super) fn definition(
+    manifest: &Manifest,
+    storage: &dyn Storage,
+    volume: &str,
+    node: &Node,
+    mark: &Mark,
+) -> Result<schroot::Definition> {
+    let Manifest { name, version, profile, .. } = manifest;
+    Ok(schroot::Definition {
+        name: layout::release_chroot(name, version),
+        description: format!("farmctl release {name} {version}"),
+        stanza: storage.stanza(volume, Copies::of(&profile.storage, node.settings()))?,
+        fstab: schroot::release_fstab(&session::binds(node.layout(), manifest)),
+        grants: profile.schroot.clone(),
+        source_clone: false,
+        node: mark.node.clone(),
+        transaction: mark.transaction.clone(),
+    })
 }
 
 fn check_fit(manifest: &Manifest, storage: &dyn Storage) -> Result<()> {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -66,20 +67,23 @@ enum Action {
     },
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-struct Listing {
+pub(super) struct Listing {
     /// The key this machine signs with.
     signing: Option<Line>,
     /// The keys this node trusts.
     trusted: Vec<Line>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct Line {
+    /// Number of the key, as minisign shows it.
     key: String,
+    /// Where it is kept.
     file: PathBuf,
+    /// Its public half, base64.
     public: String,
 }
 

@@ -1,6 +1,7 @@
 //! `farmctl list`: what is on this node.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -16,29 +17,40 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-struct Listing {
+pub(super) struct Listing {
+    /// Installed applications.
     applications: Vec<Application>,
+    /// Bootstrapped environments.
     environments: Vec<Environment>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct Application {
+    /// Name.
     name: String,
+    /// `started` or `stopped`.
     state: &'static str,
+    /// Version that runs, or would be started; none if none is installed.
     current: Option<String>,
+    /// Versions installed, oldest first.
     releases: Vec<String>,
+    /// User id of its account.
     uid: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct Environment {
+    /// Name.
     name: String,
+    /// Debian suite.
     suite: String,
+    /// Debian architecture.
     architecture: String,
+    /// When it was made, seconds since 1970.
     made: i64,
 }
 

@@ -1,4 +1,4 @@
-//! `farmctl manual`: the help of every verb as manual pages.
+//! `farmctl manual`: the help of every verb as manual pages, and its JSON as a schema.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,9 +7,13 @@ use anyhow::{Context as _, Result};
 use clap::Command;
 use clap_mangen::Man;
 use roff::{Roff, roman};
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
 
-use super::Context;
+use super::{Context, audit, diff, doctor, gc, key, list, show, status, storage, verify};
 use crate::error::{Exit, Mark as _, refuse};
+use crate::history::Change;
+use crate::serve::Reloaded;
 
 /// Where man-pages(7) has commands of the system's administrator.
 const SECTION: &str = "8";
@@ -17,7 +21,7 @@ const SECTION: &str = "8";
 /// Print the manual page of a verb, or write those of all
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl manual upgrade | man -l -\n  farmctl manual --output /usr/local/share/man/man8"
+    after_help = "Examples:\n  farmctl manual upgrade | man -l -\n  farmctl manual --output /usr/local/share/man/man8\n  farmctl manual status --json\n\nWith --json: the JSON Schema (2020-12, https://json-schema.org) of what the verb\nprints with its --json."
 )]
 pub struct Args {
     /// The verb, and one of its own: `key trust`; none for farmctl itself
@@ -26,6 +30,9 @@ pub struct Args {
     /// Write the pages of all verbs to this directory
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
+    /// Print what the verb's own --json prints, as a JSON Schema
+    #[arg(long, conflicts_with = "output")]
+    json: bool,
 }
 
 /// Carries the verb out; `command` is the command line the pages are of.
@@ -47,6 +54,17 @@ pub fn run(args: &Args, mut command: Command, context: &Context) -> Result<Exit>
                 .exit(Exit::Usage);
         };
         page_of = verb;
+    }
+    if args.json {
+        let Some(schema) = schema(page_of.get_name()) else {
+            return refuse(
+                format_args!("{} prints no JSON", name(page_of).replace('-', " ")),
+                "farmctl manual status --json, for instance",
+            )
+            .exit(Exit::Usage);
+        };
+        context.ui.json(&schema);
+        return Ok(Exit::Done);
     }
     context.ui.stream(&page(page_of)?).context("printing the page")?;
     Ok(Exit::Done)
@@ -104,6 +122,29 @@ fn page(command: &Command) -> Result<Vec<u8>> {
     Ok(text)
 }
 
+/// What a verb prints with `--json`.
+fn schema(verb: &str) -> Option<Schema> {
+    fn of<T: JsonSchema>() -> Schema {
+        let settings = SchemaSettings::draft2020_12().for_serialize();
+        settings.into_generator().into_root_schema_for::<T>()
+    }
+    Some(match verb {
+        "audit" => of::<audit::Printed>(),
+        "diff" => of::<diff::Printed>(),
+        "doctor" => of::<Vec<doctor::Finding>>(),
+        "gc" => of::<gc::Found>(),
+        "history" => of::<Vec<Change>>(),
+        "key" => of::<key::Listing>(),
+        "list" => of::<list::Listing>(),
+        "reload" => of::<Vec<Reloaded>>(),
+        "show" => of::<show::Shown>(),
+        "status" => of::<status::Status>(),
+        "storage" => of::<storage::Listing>(),
+        "verify" => of::<verify::Printed>(),
+        _ => return None,
+    })
+}
+
 /// The sections of a manual page that the text after a command's help is.
 fn sections(after: &str) -> Vec<(&'static str, String)> {
     let mut sections: Vec<(&str, String)> = Vec::new();
@@ -128,6 +169,42 @@ fn sections(after: &str) -> Vec<(&'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_verb_that_prints_json_has_a_schema_and_no_other_has() {
+        let command = <crate::cli::Cli as clap::CommandFactory>::command();
+        for verb in command.get_subcommands().filter(|verb| verb.get_name() != "manual") {
+            let prints = verb.get_arguments().any(|argument| argument.get_id() == "json");
+            assert_eq!(prints, schema(verb.get_name()).is_some(), "{}", verb.get_name());
+        }
+    }
+
+    /// Every property of every object, however deep, says what it is.
+    fn assert_explained(value: &serde_json::Value, verb: &str) {
+        if let Some(properties) = value.get("properties").and_then(|it| it.as_object()) {
+            for (name, property) in properties {
+                // A tag, which names the variant.
+                let explained = ["description", "const"].iter().any(|it| property[it].is_string());
+                assert!(explained, "{verb}: {name}: {property}");
+            }
+        }
+        let inner: Vec<&serde_json::Value> = match value {
+            serde_json::Value::Object(map) => map.values().collect(),
+            serde_json::Value::Array(values) => values.iter().collect(),
+            _ => Vec::new(),
+        };
+        inner.into_iter().for_each(|inner| assert_explained(inner, verb));
+    }
+
+    #[test]
+    fn all_that_json_has_is_explained() {
+        let command = <crate::cli::Cli as clap::CommandFactory>::command();
+        for verb in command.get_subcommands().map(Command::get_name) {
+            if let Some(schema) = schema(verb) {
+                assert_explained(schema.as_value(), verb);
+            }
+        }
+    }
 
     #[test]
     fn examples_notes_and_exit_status_are_sections() {

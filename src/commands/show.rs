@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -28,10 +29,13 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
-struct Shown {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Shown {
+    /// SHA-256 of the manifest, hex.
     identity: String,
+    /// What the signature says on this node.
     signature: Standing,
+    /// The manifest.
     manifest: Manifest,
 }
 

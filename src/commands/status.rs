@@ -1,6 +1,7 @@
 //! `farmctl status`: one screen about one application.
 
 use anyhow::Result;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -29,35 +30,51 @@ pub struct Args {
     json: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-struct Status {
+pub(super) struct Status {
+    /// Application.
     name: String,
+    /// `running`, `stopped`, or `broken`: started, and not all of it is as it should be.
     state: &'static str,
+    /// Version that runs or would be started.
     release: Option<String>,
+    /// SHA-256 of the release's manifest, hex.
     identity: Option<String>,
+    /// Versions installed, oldest first.
     releases: Vec<String>,
+    /// The session that serves; none while it is stopped.
     session: Option<SessionStatus>,
     /// Sessions that served before and stand by.
     standby: Vec<Standby>,
     /// Until when the release must be confirmed, if it must.
     confirm_by: Option<i64>,
+    /// The release that is looked at beside it.
     preview: Option<PreviewStatus>,
+    /// Its processes, in the order of the profile.
     processes: Vec<ProcessStatus>,
+    /// What leads to it; none for a profile without one.
     front: Option<FrontStatus>,
+    /// Backend that keeps the release's volume.
     storage: String,
+    /// Room in that storage.
     free_bytes: u64,
     /// How full a thin pool's metadata is.
     metadata_percent: Option<f64>,
+    /// The last change.
     last_change: Option<Change>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct SessionStatus {
+    /// Name to schroot.
     name: String,
+    /// Whether schroot knows it and it is mounted.
     live: bool,
+    /// What is wrong with it.
     flaw: Option<String>,
+    /// When it was begun, seconds since 1970.
     begun: i64,
     /// About; none where nobody counts it.
     written_bytes: Option<u64>,
@@ -67,37 +84,51 @@ struct SessionStatus {
     whole: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct Standby {
+    /// Name of the session.
     name: String,
+    /// Version.
     release: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct PreviewStatus {
+    /// Name of the session.
     name: String,
+    /// Version.
     release: String,
+    /// Where it can be looked at.
     address: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct ProcessStatus {
+    /// Name in the profile.
     name: String,
+    /// `running`, `starting`, `backoff`, `stopping`, `stopped` or `failed`.
     state: String,
+    /// Process id of the server itself.
     pid: Option<u32>,
+    /// How many children it has.
     workers: usize,
+    /// Memory of it and its children.
     memory_bytes: u64,
+    /// When it was started, seconds since 1970.
     since: Option<i64>,
+    /// HTTP status it answers to its readiness check, or `no answer`; none without one.
     ready: Option<String>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct FrontStatus {
+    /// First address, a URL.
     address: String,
+    /// Whether nginx leads requests to it.
     published: bool,
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -69,37 +70,50 @@ struct InitArgs {
     dry_run: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-struct Listing {
+pub(super) struct Listing {
     /// Backend new volumes go to.
     storage: &'static str,
     /// Why it is this one.
     why: String,
+    /// Size of the storage.
     total_bytes: u64,
+    /// Room in it.
     free_bytes: u64,
     /// How full a thin pool's metadata is.
     metadata_percent: Option<f64>,
+    /// Volumes of environments and releases.
     volumes: Vec<VolumeLine>,
+    /// Copies that sessions write to.
     sessions: Vec<SessionLine>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct VolumeLine {
+    /// Name.
     name: String,
+    /// Backend that keeps it.
     storage: &'static str,
+    /// Its size, where volumes have one.
     size_bytes: Option<u64>,
+    /// Whether it is read-only.
     sealed: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 struct SessionLine {
+    /// Name.
     name: String,
+    /// Backend that keeps it.
     storage: &'static str,
+    /// About what was written; none where nobody counts it.
     written_bytes: Option<u64>,
+    /// How much can be written before the session breaks; none where it cannot.
     room_bytes: Option<u64>,
+    /// Whether it still has what was written.
     whole: bool,
 }
 

@@ -51,7 +51,8 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     loop {
         let node = context.node()?;
-        let exit = look(args, &node, context)?;
+        let exit =
+            if args.dry_run { look(&node, context)? } else { bring_all_back(&node, context)? };
         let Some(pause) = args.every else { return Ok(exit) };
         let waited = run::poll_until(Duration::from_secs(pause.max(1)), || Ok(None::<()>));
         if waited.is_err() {
@@ -131,25 +132,33 @@ fn bring_back(
     Ok(if same { Outcome::Done } else { Outcome::SwitchedBack })
 }
 
-fn look(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
+/// Says what is not as state says.
+fn look(node: &Node, context: &Context) -> Result<Exit> {
     let supervisor = supervise::detect(node.layout());
-    if !args.dry_run {
-        if let Some(ground) = node.ground()? {
-            if storage::ground::attach(&ground, &node.site())? {
-                context.ui.step(format!("attached {}", ground.base.path().display()));
-            }
-        }
-        schroot::restore_guards()?;
-    }
     let mut exit = Exit::Done;
     for app in node.apps()? {
-        let Some(session) = app.session.clone() else { continue };
-        if args.dry_run {
-            let manifest = super::manifest_of(node, &app, &session.version)?;
-            for trouble in serve::troubles(&session, &manifest, node, supervisor.as_ref())? {
-                context.ui.answer(format!("{}: {trouble}", app.name));
-                exit = Exit::NotRight;
-            }
+        let Some(session) = &app.session else { continue };
+        let manifest = super::manifest_of(node, &app, &session.version)?;
+        for trouble in serve::troubles(session, &manifest, node, supervisor.as_ref())? {
+            context.ui.answer(format!("{}: {trouble}", app.name));
+            exit = Exit::NotRight;
+        }
+    }
+    Ok(exit)
+}
+
+/// Has all that should run run.
+pub(super) fn bring_all_back(node: &Node, context: &Context) -> Result<Exit> {
+    let supervisor = supervise::detect(node.layout());
+    if let Some(ground) = node.ground()? {
+        if storage::ground::attach(&ground, &node.site())? {
+            context.ui.step(format!("attached {}", ground.base.path().display()));
+        }
+    }
+    schroot::restore_guards()?;
+    let mut exit = Exit::Done;
+    for app in node.apps()? {
+        if app.session.is_none() {
             continue;
         }
         // One that another farmctl is changing, perhaps by tending it, is that one's.

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::baking::{self, Baking};
 use super::comparison::{render, side};
 use super::{Context, Started};
-use crate::diff;
+use crate::diff::{self, Diff};
 use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
 use crate::locked::Network;
@@ -57,6 +59,16 @@ pub struct Args {
     json: bool,
 }
 
+/// What `--json` prints.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Printed {
+    /// How the tree differs from what was installed; nothing for a tarball, which is whole.
+    Compared(Vec<Difference>),
+    /// With `--rebuild`: how the new tarball differs from the one that was given.
+    Rebuilt(Diff),
+}
+
 /// Carries the verb out.
 ///
 /// # Errors
@@ -65,10 +77,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let path = Path::new(&args.what);
     if path.is_file() || args.what.contains(['/', '_']) {
         let exit = verify_file(path, context)?;
-        return match &args.rebuild {
-            Some(profile) => rebuild(path, profile, args, context),
-            None => Ok(exit),
-        };
+        if let Some(profile) = &args.rebuild {
+            return rebuild(path, profile, args, context);
+        }
+        if args.json {
+            context.ui.json(&Printed::Compared(Vec::new()));
+        }
+        return Ok(exit);
     }
     if args.rebuild.is_some() {
         return refuse(
@@ -143,16 +158,17 @@ fn rebuild(path: &Path, profile: &Path, args: &Args, context: &Context) -> Resul
         Ok(after)
     })
     .with_context(|| format!("baking {name} {} again", before.manifest.version))?;
+    let diff = diff::compare(side(&before), side(&after));
+    if args.json {
+        context.ui.json(&Printed::Rebuilt(diff.clone()));
+    }
     if before.identity == after.identity {
         context
             .ui
             .done(format!("baked again, {what} has the same bytes: sha256 {}", after.identity));
         return Ok(Exit::Done);
     }
-    let diff = diff::compare(side(&before), side(&after));
-    if args.json {
-        context.ui.json(&diff);
-    } else {
+    if !args.json {
         context.ui.answer(render(&diff, false).trim_end());
     }
     context.ui.warn(format!(
@@ -243,7 +259,7 @@ fn compare(
 /// Prints the differences; answers whether there are none.
 fn report(differences: &[Difference], args: &Args, context: &Context) -> bool {
     if args.json {
-        context.ui.json(&differences);
+        context.ui.json(&Printed::Compared(differences.to_vec()));
     } else {
         for difference in differences.iter().take(SHOWN) {
             context.ui.answer(describe(difference));

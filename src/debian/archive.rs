@@ -8,12 +8,16 @@ use anyhow::{Context as _, Result};
 use super::{APT_GET, DEBOOTSTRAP, GPGV, KEYRING};
 use crate::chroot;
 use crate::error::{Mark as _, refuse};
+use crate::file;
 use crate::manifest::InRelease;
 use crate::profile::Environment;
 use crate::run::Invocation;
 
 /// apt's own downloader: it honours the host's apt proxy and certificate settings.
 pub(super) const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
+
+/// Where the host's apt keeps the indexes it has read.
+const APT_LISTS: &str = "/var/lib/apt/lists";
 
 /// The archive an environment is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +112,33 @@ impl Archive {
 struct HostMirrors {
     main: Option<String>,
     security: Option<String>,
+}
+
+/// The mirror the host's own apt sources name for the host's release, once apt has read
+/// its indexes.
+///
+/// # Errors
+/// When apt does not answer.
+pub fn host_mirror() -> Result<Option<String>> {
+    Ok(host_mirrors()?.main)
+}
+
+/// When the newest of the indexes was made that the host's apt has read, in seconds since
+/// 1970.
+///
+/// # Errors
+/// When they cannot be read.
+pub fn newest_index() -> Result<Option<i64>> {
+    let mut newest = None;
+    for name in file::names_in(Path::new(APT_LISTS))? {
+        if !name.ends_with("_InRelease") && !name.ends_with("_Release") {
+            continue;
+        }
+        let text = file::read_if_there(&Path::new(APT_LISTS).join(name))?.unwrap_or_default();
+        // Somebody else's may be written otherwise.
+        newest = newest.max(release_date(&text).ok());
+    }
+    Ok(newest)
 }
 
 fn host_mirrors() -> Result<HostMirrors> {

@@ -81,6 +81,25 @@ pub fn check_free(name: &str, node: Option<&str>) -> Result<()> {
     }
 }
 
+/// Whether schroot is told about a chroot just so, whichever transaction did it.
+///
+/// # Errors
+/// When its files cannot be read.
+pub fn is_registered(wanted: &Definition) -> Result<bool> {
+    let text = file::read_if_there(&definition(&wanted.name))?.unwrap_or_default();
+    let transaction = value(&text, TRANSACTION_KEY).unwrap_or_default().to_owned();
+    let wanted = Definition { transaction, ..wanted.clone() };
+    let mut files = vec![(definition(&wanted.name), wanted.render())];
+    files.push((fstab(&wanted.name), wanted.fstab));
+    files.extend(profile());
+    for (path, wanted) in files {
+        if file::read_if_there(&path)?.is_none_or(|text| text != wanted) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Makes a chroot known to schroot, or makes the definition there the given one. The
 /// definition is the last file written; if schroot does not take it, all is as before.
 ///
@@ -117,19 +136,20 @@ pub fn register(wanted: &Definition) -> Result<()> {
 
 /// The files all our chroots share. nssdatabases is empty: schroot insists on the file,
 /// and what it would list are the host's passwd and shadow.
-fn write_profile() -> Result<()> {
-    let profile = Path::new(SCHROOT_PROFILE);
-    file::make_directory(profile, 0o755)?;
+fn profile() -> [(PathBuf, String); 3] {
     let copied: String = COPIED
         .iter()
         .filter(|path| Path::new(path).exists())
         .map(|path| format!("{path}\n"))
         .collect();
-    for (name, text) in [("copyfiles", copied.as_str()), ("nssdatabases", ""), ("fstab", FSTAB)] {
-        let path = profile.join(name);
-        if file::read_if_there(&path)?.as_deref() != Some(text) {
-            file::publish(&path, text.as_bytes(), 0o644)?;
-        }
+    [("copyfiles", copied), ("nssdatabases", String::new()), ("fstab", FSTAB.to_owned())]
+        .map(|(name, text)| (Path::new(SCHROOT_PROFILE).join(name), text))
+}
+
+fn write_profile() -> Result<()> {
+    file::make_directory(Path::new(SCHROOT_PROFILE), 0o755)?;
+    for (path, text) in profile() {
+        file::publish_if_new(&path, &text, 0o644)?;
     }
     Ok(())
 }

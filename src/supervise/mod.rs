@@ -17,6 +17,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::layout::{Layout, parse_session};
@@ -47,7 +48,7 @@ pub struct Program {
 }
 
 /// What a process is doing, to its supervisor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// It runs, and has for a while.
@@ -215,6 +216,19 @@ pub fn leave_storage(layout: &Layout) -> Result<()> {
         return Ok(());
     }
     systemd::Systemd::new(layout).leave_storage()
+}
+
+/// Has systemd look after the applications again, now and after a reboot, if somebody took
+/// that away or this farmctl is elsewhere than the one before. Nothing to do without systemd
+/// or applications.
+///
+/// # Errors
+/// When the units cannot be written or enabled.
+pub fn keep_tending(layout: &Layout) -> Result<()> {
+    if !systemd_is_init() {
+        return Ok(());
+    }
+    systemd::Systemd::new(layout).keep_tending()
 }
 
 /// The application a session is of, and its id.

@@ -92,6 +92,25 @@ impl Systemd {
         Ok(changed)
     }
 
+    /// Sees to it that what tends is there if there is something to tend.
+    pub(super) fn keep_tending(&self) -> Result<()> {
+        let _lock = self.lock()?;
+        if self.is_idle()? {
+            return Ok(());
+        }
+        if self.install_tend()? {
+            systemctl::reload_units()?;
+        }
+        systemctl::order("start", &[self.names.tend_timer()])
+    }
+
+    /// The program what tends is told to call, if that is gone.
+    fn missing_program(&self) -> Result<Option<PathBuf>> {
+        let unit = file::read_if_there(&self.file(&self.names.tend_service()))?;
+        let program = unit.as_deref().and_then(unit::program_of).map(PathBuf::from);
+        Ok(program.filter(|program| !program.is_file()))
+    }
+
     /// Sees to it that the storage farmctl made is attached after a reboot.
     pub(super) fn keep_storage(&self) -> Result<()> {
         let unit = self.names.storage_service();
@@ -220,7 +239,13 @@ impl Supervise for Systemd {
         if !self.known(None)?.is_empty() && !systemctl::is_enabled(&[&tend[0], &tend[1]])? {
             return refuse(
                 format_args!("nothing starts after a reboot: {} is not enabled", tend.join(" or ")),
-                format!("systemctl enable --now {}", tend.join(" ")),
+                "farmctl doctor --fix",
+            );
+        }
+        if let Some(program) = self.missing_program()? {
+            return refuse(
+                format_args!("{} is to call {}, which is gone", tend[0], program.display()),
+                "farmctl doctor --fix",
             );
         }
         Ok(())

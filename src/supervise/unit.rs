@@ -227,6 +227,13 @@ pub(super) fn render_tend_service(farmctl: &Farmctl) -> String {
     )
 }
 
+/// The program a [`render_tend_service`] calls.
+pub(super) fn program_of(tend_service: &str) -> Option<String> {
+    let program =
+        tend_service.lines().find_map(|line| line.strip_prefix("AssertFileIsExecutable="));
+    program.map(|program| program.replace("%%", "%"))
+}
+
 /// The timer of [`render_tend_service`].
 pub(super) fn render_tend_timer() -> String {
     format!(
@@ -275,6 +282,13 @@ mod tests {
 
     fn farmctl(root: &str) -> Farmctl {
         Farmctl { program: "/usr/local/sbin/farmctl".into(), root: root.into() }
+    }
+
+    #[test]
+    fn the_program_of_what_tends_is_read_as_it_was_written() {
+        let farmctl = Farmctl { program: "/opt/100%/farmctl".into(), root: "/".into() };
+        let program = program_of(&render_tend_service(&farmctl));
+        assert_eq!(program.as_deref(), Some("/opt/100%/farmctl"));
     }
 
     fn program(reload: Reload) -> Program {

@@ -13,7 +13,7 @@ use super::{Progress, from_hex};
 use crate::manifest::{Capability, FileEntry, FileIndex, FileKind, Owner};
 
 /// One way in which a tree differs from its file index.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 #[serde(rename_all = "kebab-case", tag = "difference")]
 pub enum Difference {
     /// A path of the index that is not in the tree.
