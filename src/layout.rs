@@ -208,6 +208,12 @@ impl Layout {
         self.cache().join("bootstrap")
     }
 
+    /// Compressed segments of tarballs, by what they hold.
+    #[must_use]
+    pub fn segments(&self) -> PathBuf {
+        self.cache().join("segments")
+    }
+
     /// Programs fetched for builds (uv).
     #[must_use]
     pub fn tools(&self) -> PathBuf {

@@ -40,6 +40,9 @@ pub struct Settings {
     /// How many of an application's releases `farmctl gc` keeps: the newest.
     #[serde(default = "keep")]
     pub keep: NonZeroUsize,
+    /// How much of the compressed segments of tarballs is kept for the next bake.
+    #[serde(default = "segment_cache")]
+    pub segment_cache: Size,
 }
 
 /// A file system LVM volumes are given.
@@ -158,6 +161,10 @@ fn auto() -> String {
 fn volume_size() -> Size {
     Size::of_mib(4096)
 }
+fn segment_cache() -> Size {
+    Size::of_mib(4 << 10)
+}
+
 fn keep() -> NonZeroUsize {
     NonZeroUsize::MIN.saturating_add(2)
 }
@@ -173,6 +180,7 @@ impl Default for Settings {
             volume_size: volume_size(),
             snapshot_size: None,
             keep: keep(),
+            segment_cache: segment_cache(),
         }
     }
 }

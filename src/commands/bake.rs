@@ -56,7 +56,7 @@ pub struct Args {
     /// Build of what is locked and on this machine, with the network denied
     #[arg(long, conflicts_with = "locked")]
     offline: bool,
-    /// Bake again although a tarball of the same inputs is there
+    /// Bake again although a tarball of the same inputs is there, and compress all anew
     #[arg(long)]
     fresh: bool,
     /// Show what would be done, with the exact commands, and stop
@@ -125,6 +125,7 @@ fn prepare(args: &Args, source: Source, node: &Node, context: &Context) -> Resul
     let mut baking =
         Baking::of(source, &directory, strict, Network::of(args.offline), node, context)?;
     baking.key = key;
+    baking.reuse = !args.fresh;
     baking.serial = args.serial;
     baking.expires.clone_from(&args.expires);
     Ok(baking)

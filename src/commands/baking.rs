@@ -24,7 +24,7 @@ use crate::source::{self, Source};
 use crate::stage::{self, Stage};
 use crate::start_script;
 use crate::storage::{self, Storage};
-use crate::tarball::{self, Archive};
+use crate::tarball::{self, Archive, SegmentCache};
 use crate::template;
 use crate::ui;
 
@@ -43,6 +43,8 @@ pub(super) struct Baking {
     pub follow: Option<Debian>,
     /// Whether whatever is not locked is refused.
     pub strict: bool,
+    /// Whether segments compressed before are taken as they are.
+    pub reuse: bool,
     pub network: Network,
 }
 
@@ -87,6 +89,7 @@ impl Baking {
             out,
             follow,
             strict,
+            reuse: true,
             network,
         })
     }
@@ -155,7 +158,7 @@ pub(super) fn bake(
     debian::clean(tree.path())?;
 
     let draft = draft(baking, tree.path(), packages, project_sha256)?;
-    let packed = pack(baking, tree.path(), draft, context, transaction)?;
+    let packed = pack(baking, tree.path(), draft, node, context, transaction)?;
     tree.close()?;
     storage.remove(&volume)?;
     storage::remove_tree(&node.layout().work(transaction.id()))?;
@@ -384,6 +387,7 @@ fn pack(
     baking: &Baking,
     tree: &Path,
     draft: Manifest,
+    node: &Node,
     context: &Context,
     transaction: &mut Transaction,
 ) -> Result<tarball::Packed> {
@@ -422,11 +426,14 @@ fn pack(
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     ui.step(format!("packing {} with {threads} threads", ui::size(scan.content)));
     let meter = ui.meter("compressing");
-    let packed = tarball::pack(tree, &scan, draft, &part, threads, &|done, all| {
+    let cache = SegmentCache::at(node.layout().segments());
+    let reused = baking.reuse.then_some(&cache);
+    let packed = tarball::pack(tree, &scan, draft, &part, threads, reused, &|done, all| {
         meter.set(done, all);
         run::check_interrupted()
     })?;
     drop(meter);
+    cache.shrink(node.settings().segment_cache.bytes())?;
     let mut done = part;
     if let Some(key) = &baking.key {
         let signed = baking.out.with_extension("xz.signed.part");

@@ -21,12 +21,14 @@ use crate::release::Release;
 use crate::schroot;
 use crate::storage;
 use crate::supervise;
+use crate::tarball::SegmentCache;
+use crate::ui;
 use crate::undo;
 
 /// Remove what interrupted work left behind, and old releases
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl gc --check\n  farmctl gc\n\nOf each application the newest three releases are kept (keep in node.toml), and\nthose that run, stand by or ran before. Data directories are never touched.\n--check exits 3 when interrupted work left something."
+    after_help = "Examples:\n  farmctl gc --check\n  farmctl gc\n\nOf each application the newest three releases are kept (keep in node.toml), and\nthose that run, stand by or ran before; of compressed segments 4G (segment-cache).\nData directories are never touched.\n--check exits 3 when interrupted work left something."
 )]
 pub struct Args {
     /// Only look, and exit 3 if interrupted work left something
@@ -92,6 +94,17 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             failed.extend(retire(&app.name, &node, context).err().map(|it| format!("{it:#}")));
         }
     }
+    if !args.check {
+        let removed = shrink_cache(&node).map(|removed| {
+            if removed > 0 {
+                let removed = ui::size(removed);
+                context
+                    .ui
+                    .step(format!("removed {removed} of compressed segments, not used for long"));
+            }
+        });
+        failed.extend(removed.err().map(|error| format!("{error:#}")));
+    }
     report(args, &found, context);
     if !failed.is_empty() {
         let failure: Result<Exit> = (|| bail!("collecting garbage: {}", failed.join("; ")))();
@@ -100,6 +113,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let left =
         if args.check { !found.rubbish.is_empty() || !found.orphans.is_empty() } else { false };
     Ok(if left { Exit::NotRight } else { Exit::Done })
+}
+
+/// Keeps the cache of compressed segments to its limit; answers how many bytes went.
+fn shrink_cache(node: &Node) -> Result<u64> {
+    let cache = SegmentCache::at(node.layout().segments());
+    cache.shrink(node.settings().segment_cache.bytes())
 }
 
 /// Removes what abandoned transactions left.

@@ -150,6 +150,8 @@ fn rebuild(path: &Path, profile: &Path, args: &Args, context: &Context) -> Resul
         transaction.intend(Object::Path { path: out.clone() })?;
         file::make_directory(&out, 0o700)?;
         let mut baking = Baking::of(source, &out, false, Network::Allowed, &node, context)?;
+        // Also that the encoder gives the same bytes again is to be shown.
+        baking.reuse = false;
         baking.serial = before.manifest.serial;
         baking.expires.clone_from(&before.manifest.expires);
         baking::bake(&baking, &node, context, transaction)?;

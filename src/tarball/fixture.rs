@@ -116,7 +116,7 @@ pub fn scanned(tree: &Path) -> Scan {
 /// Packs with segments of 16 KiB.
 pub fn packed(tree: &Path, out: &Path, threads: usize) -> Packed {
     let scan = scanned(tree);
-    super::pack::pack_cut(tree, &scan, draft(), out, threads, &quiet, 16 << 10)
+    super::pack::pack_cut(tree, &scan, draft(), out, threads, None, &quiet, 16 << 10)
         .expect("a tree without faults")
 }
 

@@ -24,6 +24,7 @@ mod pack;
 mod pax;
 mod plain;
 mod rules;
+mod segment;
 mod walk;
 mod xz;
 
@@ -40,6 +41,7 @@ pub use archive::{Archive, Check, parse_manifest};
 pub use compare::{Difference, compare};
 pub use pack::{Packed, pack};
 pub use plain::{restore_tree, save_tree};
+pub use segment::SegmentCache;
 pub use walk::{Scan, scan};
 
 /// What long work tells its caller: called often and cheaply with (bytes done, bytes in

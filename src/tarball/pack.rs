@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
 use super::member::{END, Member, padded};
+use super::segment::{self, SegmentCache};
 use super::walk::{Scan, Tree, capability_of, read_file};
 use super::xz::{self, Block, BlockWriter};
 use super::{Progress, hex, sha256};
@@ -19,9 +20,8 @@ use crate::manifest::{
     Manifest, Payload, SCHEMA, Segment,
 };
 
-/// Bytes of tar from which on a segment is closed, and from which on a file is a segment
-/// of its own: twice the encoder's dictionary, so that cutting costs little, and small
-/// enough for many threads.
+/// Bytes of tar a segment has, about: twice the encoder's dictionary, so that cutting costs
+/// little, and small enough for many threads.
 const SEGMENT: u64 = 16 << 20;
 
 /// A packed node tarball.
@@ -38,7 +38,8 @@ pub struct Packed {
 /// Packs a tree that was scanned into `out`, which is created or emptied; the caller
 /// publishes it by renaming. The file is synced.
 ///
-/// The bytes depend on the tree, the scan and the draft alone. What lies between is a
+/// The bytes depend on the tree, the scan and the draft alone, also if a `cache` has
+/// segments compressed before; those it lacks are kept there. What lies between is a
 /// nameless file in the directory of `out`. Each of the `threads` (at least one) takes
 /// about 100 MiB. Progress counts bytes of tar.
 ///
@@ -50,19 +51,22 @@ pub fn pack(
     draft: Manifest,
     out: &Path,
     threads: usize,
+    cache: Option<&SegmentCache>,
     progress: Progress<'_>,
 ) -> Result<Packed> {
-    pack_cut(tree, scan, draft, out, threads, progress, SEGMENT)
+    pack_cut(tree, scan, draft, out, threads, cache, progress, SEGMENT)
         .with_context(|| format!("packing {}", out.display()))
 }
 
 /// [`pack`] with segments of another size.
+#[expect(clippy::too_many_arguments, reason = "those of pack, and one for its tests")]
 pub(super) fn pack_cut(
     tree: &Path,
     scan: &Scan,
     draft: Manifest,
     out: &Path,
     threads: usize,
+    cache: Option<&SegmentCache>,
     progress: Progress<'_>,
     cut: u64,
 ) -> Result<Packed> {
@@ -71,10 +75,10 @@ pub(super) fn pack_cut(
         "the tree was scanned with another epoch than the manifest's"
     );
     let source = Source::new(tree, scan)?;
-    let plan = plan(&source.members, cut);
+    let plan = segment::plan(&source.members, source.entries, cut);
     let directory = out.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
-    let segments = Encoding::new(&source, &plan, progress).run(directory, threads)?;
+    let segments = Encoding::new(&source, &plan, cache, progress).run(directory, threads)?;
 
     let files = to_json(&scan.index)?;
     ensure!(files.len() as u64 <= FILES_LIMIT, "the file index is larger than {FILES_LIMIT} bytes");
@@ -139,28 +143,6 @@ pub(super) fn own_block(
     Ok(writer.finish()?.0)
 }
 
-/// Where the payload's segments begin and end, as ranges of members.
-fn plan(members: &[Member], cut: u64) -> Vec<Range<usize>> {
-    let mut plan = Vec::new();
-    let (mut start, mut size) = (0, 0);
-    for (index, member) in members.iter().enumerate() {
-        let large = member.content() >= cut;
-        if large && start < index {
-            plan.push(start..index);
-            (start, size) = (index, 0);
-        }
-        size += member.archived();
-        if large || size >= cut {
-            plan.push(start..index + 1);
-            (start, size) = (index + 1, 0);
-        }
-    }
-    if start < members.len() || plan.is_empty() {
-        plan.push(start..members.len());
-    }
-    plan
-}
-
 /// The tree and what it was when it was scanned.
 struct Source<'a> {
     tree: Tree,
@@ -182,6 +164,12 @@ impl<'a> Source<'a> {
         };
         let members = entries.iter().map(member).collect();
         Ok(Source { tree: Tree::open(tree)?, entries, members })
+    }
+
+    /// What a segment of these members holds, as a name.
+    fn key(&self, range: Range<usize>) -> String {
+        let last = range.end == self.members.len();
+        segment::key(&self.members[range.clone()], &self.entries[range], last)
     }
 
     /// Hands the tar bytes of these members to `sink`.
@@ -225,6 +213,7 @@ struct Segments {
 struct Encoding<'a> {
     source: &'a Source<'a>,
     plan: &'a [Range<usize>],
+    cache: Option<&'a SegmentCache>,
     next: AtomicUsize,
     done: AtomicU64,
     total: u64,
@@ -233,10 +222,15 @@ struct Encoding<'a> {
 }
 
 impl<'a> Encoding<'a> {
-    fn new(source: &'a Source<'a>, plan: &'a [Range<usize>], progress: Progress<'a>) -> Self {
+    fn new(
+        source: &'a Source<'a>,
+        plan: &'a [Range<usize>],
+        cache: Option<&'a SegmentCache>,
+        progress: Progress<'a>,
+    ) -> Self {
         let total = source.members.iter().map(Member::archived).sum::<u64>() + END.len() as u64;
         let (next, done, stop) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        Encoding { source, plan, next, done, total, stop, progress }
+        Encoding { source, plan, cache, next, done, total, stop, progress }
     }
 
     fn run(&self, directory: &Path, threads: usize) -> Result<Segments> {
@@ -292,18 +286,33 @@ impl<'a> Encoding<'a> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(range) = self.plan.get(number) else { return Ok(made) };
+            let cached = self.cache.map(|cache| (cache, self.source.key(range.clone())));
+            if let Some((cache, key)) = &cached {
+                if let Some((block, sha256)) = cache.find(key, spool, end)? {
+                    self.advance(block.size)?;
+                    end = block.at + block.xz_size();
+                    made.push((number, block, sha256));
+                    continue;
+                }
+            }
             let mut writer = BlockWriter::new(spool, end)?;
             self.source.read(range.clone(), &mut |bytes| {
                 self.go_on()?;
                 writer.write(bytes)?;
-                let count = bytes.len() as u64;
-                let done = self.done.fetch_add(count, Ordering::Relaxed) + count;
-                (self.progress)(done, self.total)
+                self.advance(bytes.len() as u64)
             })?;
             let (block, sha256) = writer.finish()?;
+            if let Some((cache, key)) = &cached {
+                cache.keep(key, spool, block, &sha256)?;
+            }
             end = block.at + block.xz_size();
             made.push((number, block, sha256));
         }
+    }
+
+    fn advance(&self, count: u64) -> Result<()> {
+        let done = self.done.fetch_add(count, Ordering::Relaxed) + count;
+        (self.progress)(done, self.total)
     }
 
     /// SHA-256 of the whole payload, hex, by reading the tree once more: reading costs

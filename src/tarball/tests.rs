@@ -170,6 +170,38 @@ fn an_empty_tree_makes_a_tarball_too() {
 }
 
 #[test]
+fn segments_compressed_before_give_the_same_bytes() {
+    let tree = tempfile::tempdir().expect("a temporary directory");
+    for number in 0..60 {
+        let name = tree.path().join(format!("file-{number:02}"));
+        fs::write(name, noise(number, 4_000)).expect("a file");
+    }
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("tree.tar.xz");
+    let segments = directory.path().join("segments");
+    let cache = super::SegmentCache::at(segments.clone());
+    let pack = |cache| {
+        let (scan, draft) = (scanned(tree.path()), super::fixture::draft());
+        super::pack::pack_cut(tree.path(), &scan, draft, &path, 2, cache, &quiet, 16 << 10)
+            .expect("there is room");
+        fs::read(&path).expect("it was packed")
+    };
+    let kept = || crate::file::names_in(&segments).expect("it is a directory").len();
+    let fresh = pack(None);
+    assert_eq!(kept(), 0);
+    assert!(pack(Some(&cache)) == fresh);
+    let before = kept();
+    assert!(before > 6, "{before}");
+    assert!(pack(Some(&cache)) == fresh);
+    assert_eq!(kept(), before);
+
+    fs::write(tree.path().join("file-30"), noise(99, 9_000)).expect("a file");
+    let fresh = pack(None);
+    assert!(pack(Some(&cache)) == fresh);
+    assert!(kept() - before <= 2, "{} more", kept() - before);
+}
+
+#[test]
 fn a_large_file_is_a_segment_of_its_own() {
     let (_directory, path, packed) = tarball();
     let large = packed.manifest.segments.iter().filter(|segment| segment.size >= 70_000);
@@ -436,7 +468,7 @@ fn a_file_that_changes_between_scan_and_pack_is_noticed() {
     for content in [noise(7, 70_000), noise(6, 69_999), noise(6, 70_001)] {
         fs::write(tree.path().join("usr/lib/large"), content).expect("a file");
         let draft = super::fixture::draft();
-        let error = pack(tree.path(), &scan, draft, &out, 2, &quiet).expect_err("it changed");
+        let error = pack(tree.path(), &scan, draft, &out, 2, None, &quiet).expect_err("it changed");
         let words = format!("{error:#}");
         assert!(words.contains("reading usr/lib/large: it "), "{words}");
     }
@@ -453,7 +485,7 @@ fn an_interruption_ends_the_work_and_is_passed_on() {
     let target = tempfile::tempdir().expect("a temporary directory");
     let mut saved = tempfile::tempfile().expect("a temporary file");
     for (what, ended) in [
-        ("pack", pack(tree.path(), &scan, super::fixture::draft(), &out, 2, &stop).map(drop)),
+        ("pack", pack(tree.path(), &scan, super::fixture::draft(), &out, 2, None, &stop).map(drop)),
         ("verify", archive.verify(2, &stop)),
         ("extract", archive.extract(target.path(), 2, &stop)),
         ("save", save_tree(tree.path(), &mut saved, &stop)),

@@ -49,6 +49,11 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// The same block at another place of a file.
+    pub fn moved(self, at: u64) -> Self {
+        Self { at, ..self }
+    }
+
     /// Bytes it takes in the file.
     pub fn xz_size(&self) -> u64 {
         self.unpadded.next_multiple_of(4)
@@ -204,17 +209,22 @@ impl BlockWriter<'_> {
         self.put(&block_header(compressed, self.size), self.start)?;
         let unpadded = BLOCK_HEADER as u64 + compressed + CHECK;
         let block = Block { at: self.start, unpadded, size: self.size };
-        let sha256 = hash_range(self.file, block.at, block.xz_size())?;
+        let sha256 = hash_range(self.file, block.at, block.xz_size(), &mut |_| Ok(()))?;
         Ok((block, sha256))
     }
 }
 
-/// SHA-256 of a range of a file, hex.
-pub(super) fn hash_range(file: &File, at: u64, size: u64) -> Result<String> {
+/// SHA-256 of a range of a file, hex; each piece of it is handed to `sink`.
+pub(super) fn hash_range(
+    file: &File,
+    at: u64,
+    size: u64,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<String> {
     let mut hash = Sha256::new();
     each_piece(file, at, size, &mut |piece| {
         hash.update(piece);
-        Ok(())
+        sink(piece)
     })?;
     Ok(super::hex(&hash.finalize()))
 }
@@ -248,6 +258,24 @@ pub(super) fn assemble(mut out: &File, blocks: &[(&File, Block)]) -> Result<u64>
     let tail = stream_tail(&blocks.iter().map(|(_, block)| *block).collect::<Vec<_>>());
     out.write_all(&tail)?;
     Ok(size + tail.len() as u64)
+}
+
+/// The block that begins at `at` with this header, if that is one of ours.
+fn parse_header(head: &[u8], at: u64) -> Option<Block> {
+    let mut sizes = head.get(2..)?;
+    let (compressed, size) = (take_vli(&mut sizes)?, take_vli(&mut sizes)?);
+    let unpadded = (BLOCK_HEADER as u64 + CHECK).checked_add(compressed)?;
+    (head == block_header(compressed, size)).then_some(Block { at, unpadded, size })
+}
+
+/// The block a file begins with, if it does with one of ours.
+pub(super) fn first_block(file: &File) -> Result<Option<Block>> {
+    if file.metadata()?.len() < BLOCK_HEADER as u64 {
+        return Ok(None);
+    }
+    let mut head = [0; BLOCK_HEADER];
+    file.read_exact_at(&mut head, 0)?;
+    Ok(parse_header(&head, 0))
 }
 
 /// Finds the blocks of a file that is one stream as [`assemble`] writes it and nothing
@@ -290,15 +318,9 @@ pub(super) fn read_layout(file: &File) -> Result<Vec<Block>> {
             Some(_) if head.len() < BLOCK_HEADER => return cut(),
             Some(_) => {}
         }
-        let mut sizes = &head[2..];
-        let (Some(compressed), Some(size)) = (take_vli(&mut sizes), take_vli(&mut sizes)) else {
+        let Some(block) = parse_header(&head, at) else {
             return foreign(file, at);
         };
-        if head != block_header(compressed, size) {
-            return foreign(file, at);
-        }
-        let unpadded = BLOCK_HEADER as u64 + compressed + CHECK;
-        let block = Block { at, unpadded, size };
         at += block.xz_size();
         if at > length {
             return cut();
@@ -413,7 +435,7 @@ pub(super) fn decode(
 ) -> Result<()> {
     let damaged = || refuse("its bytes are not the ones that were packed", COPY_AGAIN);
     if let Some(wanted) = sha256 {
-        if hash_range(file, block.at, block.xz_size())? != wanted {
+        if hash_range(file, block.at, block.xz_size(), &mut |_| Ok(()))? != wanted {
             return damaged();
         }
     }

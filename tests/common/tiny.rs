@@ -175,7 +175,8 @@ impl Tiny {
             capabilities: Vec::new(),
         };
         let scan = scan.expect("the tree has nothing strange in it");
-        tarball::pack(self.tree.path(), &scan, draft, &path, 2, &quiet).expect("there is room");
+        tarball::pack(self.tree.path(), &scan, draft, &path, 2, None, &quiet)
+            .expect("there is room");
         path
     }
 }
