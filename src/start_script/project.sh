@@ -43,6 +43,11 @@ among() {
 	esac
 }
 
+# Makes a directory of the user's, if it is not there.
+own_directory() {
+	[ -d "$1" ] || { mkdir -p "$1" && chown "$uid:$gid" "$1"; }
+}
+
 # Root makes what only root can make and becomes the user before anything that user may
 # have written is read. The process stays the same one: its pid is the server's later.
 become_user() {
@@ -51,11 +56,11 @@ become_user() {
 	own=$(id -u)
 	[ "$own" != "$uid" ] || return 0
 	[ "$own" = 0 ] || fail "only root and $user can do that"
-	for directory in "$run" "$logs"; do
-		[ ! -d "$directory" ] || continue
-		mkdir -p "$directory"
-		chown "$uid:$gid" "$directory"
-	done
+	own_directory "$run"
+	# What does not write there leaves the tree as it is.
+	case $1 in
+	start | restart) own_directory "$logs" ;;
+	esac
 	exec setpriv --reuid="$uid" --regid="$gid" --init-groups --no-new-privs -- "$0" "$@"
 }
 
