@@ -59,7 +59,7 @@ become_user() {
 	own_directory "$run"
 	# What does not write there leaves the tree as it is.
 	case $1 in
-	start | restart) own_directory "$logs" ;;
+	start | restart | reload) own_directory "$logs" ;;
 	esac
 	exec setpriv --reuid="$uid" --regid="$gid" --init-groups --no-new-privs -- "$0" "$@"
 }
