@@ -269,15 +269,6 @@ fn what_is_built_is_built_of_what_was_locked() {
     let ran = farm.run(&["verify", text(&tarball), &format!("--rebuild={profile}")]).ok();
     assert!(ran.stderr.contains("has the same bytes: sha256 "), "{}", ran.stderr);
 
-    // pip builds of the same; the job comes after all that is installed.
-    let job = "[[job]]\nname = \"import\"\nwhen = \"bake\"\n\
-               command = \"python -c 'import docopt, thing; assert thing.VALUE == 42; exit(7)'\"\n";
-    write_built(&directory, "pip", job);
-    let ran = without_network(&farm, &["bake", profile, "--output", out, "--offline"]).failed(1);
-    assert!(ran.stderr.contains("installing the requirements with pip"), "{}", ran.stderr);
-    assert!(ran.error().contains("job import"), "{}", ran.error());
-    assert!(ran.error().contains('7'), "{}", ran.error());
-
     // Of something else nothing is built.
     let project = directory.join("thing/pyproject.toml");
     let before = fs::read_to_string(&project).expect("it is ours");
@@ -302,6 +293,15 @@ fn what_is_built_is_built_of_what_was_locked() {
     let lacks = ran.error();
     assert!(lacks.starts_with("the pool lacks ") && lacks.contains(version), "{lacks}");
     fs::write(&lock, written).expect("it is ours");
+
+    // pip builds of the same; the job comes after all that is installed.
+    let job = "[[job]]\nname = \"import\"\nwhen = \"bake\"\n\
+               command = \"python -c 'import docopt, thing; assert thing.VALUE == 42; exit(7)'\"\n";
+    write_built(&directory, "pip", job);
+    let ran = without_network(&farm, &["bake", profile, "--output", out, "--offline"]).failed(1);
+    assert!(ran.stderr.contains("installing the requirements with pip"), "{}", ran.stderr);
+    assert!(ran.error().contains("job import"), "{}", ran.error());
+    assert!(ran.error().contains('7'), "{}", ran.error());
     farm.assert_clean();
 }
 
