@@ -12,7 +12,7 @@ use crate::debian::{self, Archive, Pool, pool};
 use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::layout::Layout;
-use crate::lockfile::Debian;
+use crate::lockfile::{Debian, Python};
 use crate::manifest::{InRelease, Package};
 use crate::node::{Object, Transaction};
 use crate::profile::Profile;
@@ -271,21 +271,36 @@ pub fn compare_installed(lock: &Debian, source: &Source, installed: &[Package]) 
     )
 }
 
-/// Where wheels and sdists of locks are kept.
+/// Where wheels and sdists of locks are kept: a suite has a Python of its own.
 #[must_use]
-pub fn wheels(layout: &Layout) -> PathBuf {
-    layout.cache().join("wheels")
+pub fn wheels(layout: &Layout, suite: &str, architecture: &str) -> PathBuf {
+    layout.cache().join("wheels").join(format!("{suite}_{architecture}"))
+}
+
+/// The locked distributions of a profile.
+#[must_use]
+pub fn python(source: &Source) -> Option<&Python> {
+    source.lock.as_ref().and_then(|(lock, _)| lock.python.as_ref())
+}
+
+/// Names and versions of the locked distributions, of builds too, the pool has no file of.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn missing_wheels(source: &Source, wheels: &Path) -> Result<Vec<String>> {
+    let Some(python) = python(source) else { return Ok(Vec::new()) };
+    let mut missing = python::missing(wheels, &python.distributions)?;
+    missing.extend(python::missing(wheels, &python.build)?);
+    missing.dedup();
+    Ok(missing)
 }
 
 /// Refuses unless the pool has a file of every locked distribution.
 ///
 /// # Errors
 /// Naming those it has none of.
-pub fn require_wheels(source: &Source, layout: &Layout) -> Result<()> {
-    let Some(python) = source.lock.as_ref().and_then(|(lock, _)| lock.python.as_ref()) else {
-        return Ok(());
-    };
-    let missing = python::missing(&wheels(layout), &python.distributions)?;
+pub fn require_wheels(source: &Source, wheels: &Path) -> Result<()> {
+    let missing = missing_wheels(source, wheels)?;
     if missing.is_empty() {
         return Ok(());
     }

@@ -81,14 +81,21 @@ pub enum Phase {
 }
 
 /// `[python]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Python {
     /// SHA-256 of the requirements file these distributions fulfil, hex.
     pub requirements_sha256: String,
+    /// SHA-256 of what is built and was asked what its build takes: sdists and the project,
+    /// hex. Empty if nothing is built.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub build_sha256: String,
     /// What is installed, by name.
     #[serde(rename = "distribution")]
     pub distributions: Vec<Locked>,
+    /// What building takes and the virtualenv does not get, by name: wheels alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub build: Vec<Locked>,
 }
 
 /// One distribution.
@@ -226,19 +233,30 @@ pub fn changes<'a>(
 }
 
 impl Python {
-    /// The distributions as a requirements file with hashes.
+    /// Whether something of it is built.
     #[must_use]
-    pub fn requirements(&self) -> String {
-        let mut text = String::new();
-        for distribution in &self.distributions {
-            let _ = write!(text, "{}=={}", distribution.name, distribution.version);
-            for hash in &distribution.sha256 {
-                let _ = write!(text, " \\\n    --hash=sha256:{hash}");
-            }
-            text.push('\n');
-        }
-        text
+    pub fn has_builds(&self) -> bool {
+        !self.build_sha256.is_empty()
     }
+
+    /// All that is installed, and all that building takes.
+    pub fn all(&self) -> impl Iterator<Item = &Locked> {
+        self.distributions.iter().chain(&self.build)
+    }
+}
+
+/// Distributions as a requirements file with hashes.
+#[must_use]
+pub fn requirements(distributions: &[Locked]) -> String {
+    let mut text = String::new();
+    for distribution in distributions {
+        let _ = write!(text, "{}=={}", distribution.name, distribution.version);
+        for hash in &distribution.sha256 {
+            let _ = write!(text, " \\\n    --hash=sha256:{hash}");
+        }
+        text.push('\n');
+    }
+    text
 }
 
 /// Reads hashed requirements (`name==version --hash=sha256:…`, lines continued with a
@@ -301,9 +319,8 @@ mod tests {
                     packaging==24.1 \\\n    --hash=sha256:cc\n";
         let distributions = parse_requirements(text).expect("all are pinned");
         assert_eq!(distributions[0].sha256, ["aa", "bb"]);
-        let python = Python { requirements_sha256: "00".to_owned(), distributions };
         assert_eq!(
-            python.requirements(),
+            requirements(&distributions),
             "gunicorn==23.0.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n\
              packaging==24.1 \\\n    --hash=sha256:cc\n"
         );

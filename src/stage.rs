@@ -151,6 +151,37 @@ impl Stage {
             .hint("the path is relative to the profile; build.before may write the file")?;
         Ok(Some((inside.to_string_lossy().into_owned(), text)))
     }
+
+    /// SHA-256 of what a bake builds, these sdists and the project, as far as it says what
+    /// the build takes. Empty if nothing is built.
+    ///
+    /// # Errors
+    /// When something of it cannot be read.
+    pub fn build_request(&self, python: &Python, sdists: &[PathBuf]) -> Result<String> {
+        let mut asked = Vec::new();
+        for sdist in sdists {
+            asked.push(crate::hash::of_file(sdist)?);
+        }
+        if let Some(project) = built_project(python) {
+            // A commit is what it is.
+            asked.push(project.to_owned());
+            let path = self.chroot.outside(Path::new(python::PROJECT).join(project));
+            let says = ["pyproject.toml", "setup.py", "setup.cfg"].map(|name| path.join(name));
+            for file in [path].iter().chain(&says).filter(|file| file.is_file()) {
+                asked.push(crate::hash::of_file(file)?);
+            }
+        }
+        if asked.is_empty() {
+            return Ok(String::new());
+        }
+        Ok(crate::hash::hex(asked.join("\n").as_bytes()))
+    }
+}
+
+/// The project, if it is one that is built.
+#[must_use]
+pub fn built_project(python: &Python) -> Option<&str> {
+    python.project.as_deref().filter(|project| !python::build::is_wheel(Path::new(project)))
 }
 
 /// The environment of a profile, bootstrapped.
@@ -210,7 +241,7 @@ pub fn hashed_requirements(source: &Source, python: &Python, text: &str) -> Resu
     let hint = format!("farmctl lock {}", source.directory.display());
     match locked {
         Some(locked) if locked.requirements_sha256 == crate::hash::hex(text.as_bytes()) => {
-            Ok(Some(locked.requirements()))
+            Ok(Some(lockfile::requirements(&locked.distributions)))
         }
         _ if !python.require_hashes => Ok(None),
         Some(_) => crate::error::refuse(

@@ -13,6 +13,7 @@ use std::fs;
 use std::path::Path;
 
 use common::Farm;
+use farmctl::manifest::Distribution;
 use signal::word;
 use tiny::Tiny;
 
@@ -62,7 +63,10 @@ fn a_session_is_compared_with_its_release() {
     fs::create_dir_all(&out).expect("there is room");
     let text = tiny::profile("shop", "1.0", &format!("{FILE}\n{SLEEP}"));
     let tiny = Tiny::new(&text).file("etc/shop.conf", "1\n", 0o644);
-    let file = tiny.file("srv/shop", "baked", 0o644).pack(&out);
+    let mut tiny = tiny.file("srv/shop", "baked", 0o644).file("srv/till/till.py", "", 0o644);
+    let (name, version) = ("till".to_owned(), "2.0".to_owned());
+    tiny.distributions = vec![Distribution { name, version }];
+    let file = tiny.pack(&out);
     farm.run(&["install", word(&file)]).ok();
     let ran = farm.run(&["verify", "shop", "--session"]).failed(1);
     assert_eq!((ran.error(), ran.hint()), ("shop is not started", "farmctl start shop"));
@@ -78,6 +82,7 @@ fn a_session_is_compared_with_its_release() {
     let root = Path::new("/run/schroot/mount").join(session);
     fs::write(root.join("srv/shop"), "edited").expect("it is mounted");
     fs::write(root.join("srv/more"), "new").expect("it is mounted");
+    fs::write(root.join("srv/till/till.py"), "edited").expect("it is mounted");
     fs::remove_file(root.join("usr/bin/setpriv")).expect("it is mounted");
     fs::write(root.join("tmp/scratch"), "not looked at").expect("it is mounted");
     let ran = farm.run(&["verify", "shop", "--session"]);
@@ -85,9 +90,30 @@ fn a_session_is_compared_with_its_release() {
     let lines: Vec<&str> = ran.stdout.lines().collect();
     assert_eq!(lines[0], "unexpected  /srv/more");
     assert!(lines[1].starts_with("changed     /srv/shop: 6 bytes instead of 5"), "{lines:?}");
-    assert_eq!(lines[2..], ["missing     /usr/bin/setpriv"]);
-    // The release itself is as it was.
+    assert!(
+        lines[2].starts_with("changed     /srv/till/till.py: 6 bytes instead of 0"),
+        "{lines:?}"
+    );
+    assert!(lines[2].ends_with(" (distribution till)"), "{lines:?}");
+    assert_eq!(lines[3..], ["missing     /usr/bin/setpriv"]);
+    let whose = "in 4 paths: distribution till 1, generated 2, not of the release 1\n";
+    assert!(
+        ran.stderr.ends_with(&format!("differs from its release 1.0 {whose}")),
+        "{}",
+        ran.stderr
+    );
+    // The release itself is as it was, until somebody writes to its volume.
     farm.run(&["verify", "shop"]).ok();
+    let volume = farm.volumes().into_iter().find(|name| name.starts_with("fv-shop"));
+    let volume = volume.expect("it is installed");
+    let edited = farm.state("volumes").join(volume).join("root/srv/till/till.py");
+    fs::write(edited, "edited").expect("it is a directory");
+    let ran = farm.run(&["verify", "shop"]);
+    assert_eq!((ran.code, ran.stdout.lines().count()), (3, 1), "{}", ran.stdout);
+    assert!(ran.stdout.ends_with(" (distribution till)\n"), "{}", ran.stdout);
+    let said = ran.stderr;
+    assert!(said.contains("shop 1.0 differs from what was installed in 1 path"), "{said}");
+    assert!(said.ends_with(": distribution till 1\n"), "{said}");
     farm.assert_clean();
 }
 

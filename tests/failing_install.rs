@@ -12,9 +12,11 @@ mod signal;
 mod tiny;
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use common::{FARMCTL, Farm, Ran, called, run, tool};
+use farmctl::manifest::FileKind;
 use farmctl::tarball::Archive;
 use signal::{masked, word};
 use tiny::Tiny;
@@ -26,6 +28,11 @@ fn directory(farm: &Farm, name: &str) -> PathBuf {
     let directory = farm.root().join(name);
     fs::create_dir_all(&directory).expect("there is room");
     directory
+}
+
+/// A baked `hello`, by another name: it may really run here.
+fn hello(farm: &Farm) -> PathBuf {
+    farm.bake(&farm.profile("hello", "greeter", 18_084))
 }
 
 /// Runs a verb that must fail and leave nothing but what was there before.
@@ -121,6 +128,55 @@ fn a_tarball_with_one_bad_byte_anywhere_is_refused() {
         ),
         COPY,
     );
+}
+
+#[test]
+#[ignore = "a bake, and a hundred looks at hello"]
+fn hello_with_a_bad_byte_at_fifty_places_is_refused() {
+    let farm = Farm::new();
+    let whole = hello(&farm);
+    let bad = directory(&farm, "bad").join("greeter_1.0.0_amd64.tar.xz");
+    fs::copy(&whole, &bad).expect("there is room");
+    let file = fs::File::options().read(true).write(true).open(&bad).expect("it is ours");
+    let length = file.metadata().expect("it is open").len();
+    for number in 0..50 {
+        let at = number * (length - 1) / 49;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("it is within");
+        file.write_all_at(&[byte[0] ^ (1 << (number % 8))], at).expect("it is ours");
+        let ran = fails(&farm, &["install", word(&bad)], 1);
+        assert!(HINTS.contains(&ran.hint()), "byte {at}: {}", ran.stderr);
+        let ran = fails(&farm, &["verify", word(&bad)], 3);
+        assert!(HINTS.contains(&ran.hint()), "byte {at}: {}", ran.stderr);
+        file.write_all_at(&byte, at).expect("it is ours");
+    }
+    farm.run(&["verify", word(&bad)]).ok();
+}
+
+#[test]
+#[ignore = "a bake, and hello decompressed five times"]
+fn other_programs_list_the_members_of_hello() {
+    let farm = Farm::new();
+    let whole = hello(&farm);
+    let archive = Archive::open(&whole).expect("it was baked");
+    let mut expected = ".farmctl/manifest.json\n.farmctl/files.json\n".to_owned();
+    for entry in &archive.files().files {
+        let directory = matches!(entry.kind, FileKind::Directory);
+        expected += &format!("{}{}\n", entry.path, if directory { "/" } else { "" });
+    }
+    let path = word(&whole);
+    assert_eq!(tool("xz", &["-t", path]), "");
+    let piped = "xz -T0 -dc \"$0\" | tar --quoting-style=literal -tf -";
+    let python = "import sys, tarfile\nfor m in tarfile.open(sys.argv[1]):\n \
+                  print(m.name + '/' * m.isdir())";
+    for (program, arguments) in [
+        ("sh", &["-c", piped, path][..]),
+        ("tar", &["--quoting-style=literal", "-tJf", path]),
+        ("bsdtar", &["-tf", path]),
+        ("python3", &["-c", python, path]),
+    ] {
+        assert!(tool(program, arguments) == expected, "{program} lists other members");
+    }
 }
 
 #[test]

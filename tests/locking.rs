@@ -166,11 +166,21 @@ fn a_lock_is_written_followed_kept_and_moved() {
     assert_eq!(ran.stdout, format!("tzdata  2001a-1 → {version}\n"));
     assert_eq!(fs::read_to_string(&lock).expect("it was written"), written);
 
-    // What the profile asks for on top is added, and nothing else moves.
+    // What the profile asks for on top is added, and nothing else moves: another source has
+    // an index of its own.
     let profile_file = directory.join("profile.toml");
-    let more = fs::read_to_string(&profile_file)
-        .expect("it is ours")
-        .replace("packages = [\"python3\"]", "packages = [\"python3\", \"less\"]");
+    let sources = "/etc/apt/sources.list.d/debian.sources";
+    let mirror = farm.run(&["shell", NAME, "--source", "--", "sed", "-n", "s/^URIs: //p", sources]);
+    let mirror = mirror.ok().stdout;
+    let mirror = mirror.lines().next().expect("an environment has a mirror");
+    let source = format!(
+        "apt-sources = [\"\"\"\nTypes: deb\nURIs: {mirror}/\nSuites: bookworm-backports\n\
+         Components: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\"\"\"]"
+    );
+    let more = fs::read_to_string(&profile_file).expect("it is ours").replace(
+        "packages = [\"python3\"]",
+        &format!("packages = [\"python3\", \"less\"]\n{source}"),
+    );
     fs::write(&profile_file, more).expect("it is ours");
     let stale = without_network(&farm, &["bootstrap", profile, "--offline"]).failed(1);
     assert_eq!(stale.error(), "the profile has changed since farmctl.lock was written");
@@ -179,18 +189,119 @@ fn a_lock_is_written_followed_kept_and_moved() {
     assert_eq!(ran.stdout.lines().count(), 1, "{}", ran.stdout);
     assert!(ran.stdout.starts_with("less  none → "), "{}", ran.stdout);
 
-    // A mirror that went back is not followed.
-    edit(&lock, |debian| {
-        let release = &mut debian["release"].as_array_mut().expect("it is a list")[0];
-        let date = release["date"].as_integer().expect("it is a time");
-        release["date"] = (date + YEAR).into();
-    });
-    for arguments in [&["lock", profile, "--update"][..], &["bake", profile, "--locked"]] {
-        let ran = farm.run(arguments).failed(1);
-        let error = ran.error();
-        assert!(error.contains("the mirror's index of bookworm is of 20"), "{error}");
-        assert!(error.contains(", older than the locked one of 20"), "{error}");
+    // A mirror that went back is not followed, one of the profile's own neither.
+    let address = mirror.split_once("://").map_or(mirror, |(_, rest)| rest);
+    let own = format!("bookworm-backports@{address}");
+    let kept = fs::read_to_string(&lock).expect("it was written");
+    for (number, suite) in [(0, "bookworm"), (3, own.as_str())] {
+        fs::write(&lock, &kept).expect("it is ours");
+        edit(&lock, |debian| {
+            let releases = debian["release"].as_array_mut().expect("it is a list");
+            assert_eq!(releases.len(), 4);
+            let release = &mut releases[number];
+            assert_eq!(release["suite"].as_str(), Some(suite));
+            let date = release["date"].as_integer().expect("it is a time");
+            release["date"] = (date + YEAR).into();
+        });
+        for arguments in [&["lock", profile, "--update"][..], &["bake", profile, "--locked"]] {
+            let ran = farm.run(arguments).failed(1);
+            let error = ran.error();
+            let begin = format!("the mirror's index of {suite} is of 20");
+            assert!(error.contains(&begin), "{error}");
+            assert!(error.contains(", older than the locked one of 20"), "{error}");
+        }
     }
+    farm.assert_clean();
+}
+
+/// A profile with a distribution that is only to be had as an sdist, and a project of its
+/// own; `rest` is what it ends with.
+fn write_built(directory: &Path, installer: &str, rest: &str) {
+    let write =
+        |path: &str, text: &str| fs::write(directory.join(path), text).expect("there is room");
+    fs::create_dir_all(directory.join("thing/thing")).expect("there is room");
+    write("requirements.txt", "docopt==0.6.2\n");
+    write("thing/thing/__init__.py", "VALUE = 42\n");
+    write(
+        "thing/pyproject.toml",
+        "[build-system]\nrequires = [\"setuptools>=61\"]\nbuild-backend = \"setuptools.build_meta\"\n\
+         [project]\nname = \"thing\"\nversion = \"0.1\"\n",
+    );
+    let python = format!(
+        "[python]\nrequirements = \"requirements.txt\"\nproject = \"thing\"\ninstaller = \"{installer}\"\n"
+    );
+    write("profile.toml", &tiny::profile(NAME, "1.0", &format!("{python}{rest}")));
+}
+
+#[test]
+fn what_is_built_is_built_of_what_was_locked() {
+    let farm = Farm::new();
+    let directory = farm.root().join("profiles").join(NAME);
+    // Leaves little to be packed, when all is built.
+    let light = tiny::LIGHT
+        .replace("[build]\nbefore = [", "[[job]]\nname = \"lighten\"\nwhen = \"bake\"\ncommand = ")
+        .replace("\"\"\"]", "\"\"\"")
+        .replace("python3*\n", "python3*; ");
+    write_built(&directory, "uv", &light);
+    let profile = text(&directory);
+    let lock = directory.join("farmctl.lock");
+    farm.run(&["bootstrap", profile]).ok();
+    let said = farm.run(&["lock", profile]).ok().stderr;
+    assert!(said.contains("asking sdists and the project what their builds take"), "{said}");
+    let table = read(&lock);
+    let build = table["python"]["build"].as_array().expect("it is a list").clone();
+    let setuptools = build.iter().find(|one| one["name"].as_str() == Some("setuptools"));
+    let version = setuptools.expect("both ask for it")["version"].as_str().expect("it is text");
+    let again = without_network(&farm, &["lock", profile]).ok().stderr;
+    assert!(again.ends_with("farmctl.lock is up to date\n"), "{again}");
+
+    without_network(&farm, &["bootstrap", profile, "--offline"]).ok();
+    let out = text(farm.root());
+    without_network(&farm, &["bake", profile, "--output", out, "--offline"]).ok();
+    let tarball = farm.root().join(format!("{NAME}_1.0_amd64.tar.xz"));
+    for distribution in ["thing-0.1", "docopt-0.6.2"] {
+        let packages = "srv/locked/venv/lib/python3.11/site-packages";
+        let member = format!("{packages}/{distribution}.dist-info/WHEEL");
+        let wheel = tool("tar", &["-xJOf", text(&tarball), &member]);
+        assert!(wheel.contains(&format!("setuptools ({version})\n")), "{wheel}");
+    }
+    // With a network it is of the same; no index is asked.
+    let ran = farm.run(&["verify", text(&tarball), &format!("--rebuild={profile}")]).ok();
+    assert!(ran.stderr.contains("has the same bytes: sha256 "), "{}", ran.stderr);
+
+    // Of something else nothing is built.
+    let project = directory.join("thing/pyproject.toml");
+    let before = fs::read_to_string(&project).expect("it is ours");
+    fs::write(&project, before.replace("61", "62")).expect("it is ours");
+    for flag in ["--offline", "--locked"] {
+        let ran = farm.run(&["bake", profile, "--output", out, flag]).failed(1);
+        let error = ran.error();
+        assert!(
+            error.ends_with("what is built has changed since farmctl.lock was written"),
+            "{error}"
+        );
+        assert_eq!(ran.hint(), format!("farmctl lock {profile}"));
+    }
+    fs::write(&project, before).expect("it is ours");
+    let written = fs::read_to_string(&lock).expect("it was written");
+    let mut table = read(&lock);
+    for one in table["python"]["build"].as_array_mut().expect("it is a list") {
+        one["sha256"] = toml::Value::Array(vec!["0".repeat(64).into()]);
+    }
+    fs::write(&lock, table.to_string()).expect("it is ours");
+    let ran = farm.run(&["bake", profile, "--output", out, "--offline"]).failed(1);
+    let lacks = ran.error();
+    assert!(lacks.starts_with("the pool lacks ") && lacks.contains(version), "{lacks}");
+    fs::write(&lock, written).expect("it is ours");
+
+    // pip builds of the same; the job comes after all that is installed.
+    let job = "[[job]]\nname = \"import\"\nwhen = \"bake\"\n\
+               command = \"python -c 'import docopt, thing; assert thing.VALUE == 42; exit(7)'\"\n";
+    write_built(&directory, "pip", job);
+    let ran = without_network(&farm, &["bake", profile, "--output", out, "--offline"]).failed(1);
+    assert!(ran.stderr.contains("installing the requirements with pip"), "{}", ran.stderr);
+    assert!(ran.error().contains("job import"), "{}", ran.error());
+    assert!(ran.error().contains('7'), "{}", ran.error());
     farm.assert_clean();
 }
 

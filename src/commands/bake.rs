@@ -19,7 +19,6 @@ use crate::python::Choice;
 use crate::run;
 use crate::signature::Signature;
 use crate::source::Source;
-use crate::stage;
 use crate::storage;
 use crate::tarball::Archive;
 use crate::ui;
@@ -171,11 +170,18 @@ fn compare_mirror(source: &Source, node: &Node, context: &Context) -> Result<()>
     context.ui.step(format!("comparing {} with farmctl.lock", archive.mirror));
     undo::attempt(node, "bake", &source.profile.name, |transaction| {
         let work = locked::work(node.layout(), transaction)?;
-        let offered = debian::fetch_indexes(&archive, &work)?;
+        let architecture = debian::architecture()?;
+        let read = || locked::read_archive(source, &archive, &architecture, &[], &[], &work);
+        // The profile's own sources have keys of their own, which apt knows to find.
+        let plain = source.profile.environment.apt_sources.is_empty();
+        let apt = if plain { None } else { Some(read()?) };
+        let offered = match &apt {
+            None => debian::fetch_indexes(&archive, &work)?,
+            Some(apt) => apt.releases(&archive)?,
+        };
         locked::refuse_older(lock, &offered)?;
         if offered != lock.releases {
-            let architecture = debian::architecture()?;
-            let apt = locked::read_archive(source, &archive, &architecture, &[], &[], &work)?;
+            let apt = apt.map_or_else(read, Ok)?;
             let moved = apt.moved(&lock.packages.iter().collect::<Vec<_>>())?;
             apt::refuse_moved(&moved, &locked::update(source))?;
         }
@@ -193,7 +199,7 @@ fn plan(baking: &Baking) -> Result<Plan> {
         baking.storage.describe_fork(&baking.environment.volume, "fv-stage-…")?,
     );
     plan.step(format!("copy the project {} in", baking.source.directory.display()));
-    let packages = stage::build_packages(profile, baking.choice.as_ref());
+    let packages = baking.build_packages();
     if !packages.is_empty() && baking.follow.is_some() {
         plan.step("make an archive of the locked packages");
     }

@@ -12,7 +12,7 @@ use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::layout::START_SCRIPT;
 use crate::locked::{self, Fit, Network};
-use crate::lockfile::Debian;
+use crate::lockfile::{Debian, Python};
 use crate::manifest::{self, Hashed, Inputs, Manifest, Owner, Payload};
 use crate::node::{Node, Object, Transaction};
 use crate::profile::{Profile, When};
@@ -46,6 +46,8 @@ pub(super) struct Baking {
     /// Whether segments compressed before are taken as they are.
     pub reuse: bool,
     pub network: Network,
+    /// Whether locked distributions are to be fetched first.
+    pub fetch: bool,
 }
 
 impl Baking {
@@ -63,9 +65,12 @@ impl Baking {
     ) -> Result<Self> {
         let environment = stage::environment(node, &source)?;
         let follow = follows(&source, &environment, strict, network, context)?;
+        let wheels = locked::wheels(node.layout(), &environment.suite, &environment.architecture);
         if network == Network::Denied {
-            locked::require_wheels(&source, node.layout())?;
+            locked::require_wheels(&source, &wheels)?;
         }
+        let fetch = locked::python(&source).is_some_and(Python::has_builds)
+            && !locked::missing_wheels(&source, &wheels)?.is_empty();
         let storage = storage::named(&environment.storage, &node.site())?;
         let choice = match &source.profile.python {
             Some(python) => Some(python::choose(
@@ -91,7 +96,14 @@ impl Baking {
             strict,
             reuse: true,
             network,
+            fetch,
         })
+    }
+
+    /// Debian packages that are installed first and purged last.
+    pub(super) fn build_packages(&self) -> Vec<String> {
+        let choice = if self.fetch { Some(&Choice::Pip) } else { self.choice.as_ref() };
+        stage::build_packages(&self.source.profile, choice)
     }
 }
 
@@ -137,7 +149,7 @@ pub(super) fn bake(
     let storage = baking.storage.as_ref();
     let mut stage =
         Stage::open(storage, &baking.environment, &baking.source, node.layout(), transaction)?;
-    let packages = stage::build_packages(profile, baking.choice.as_ref());
+    let packages = baking.build_packages();
     if !packages.is_empty() {
         follow(baking, &mut stage, node, context, transaction)?;
         ui.step(format!("installing build packages: {}", packages.join(", ")));
@@ -199,11 +211,9 @@ fn install_python(
     let (Some(python), Some(choice)) = (&profile.python, &baking.choice) else { return Ok(()) };
     let ui = &context.ui;
     let virtualenv = profile.virtualenv();
-    if baking.network == Network::Denied {
-        python::lend_pool(&mut stage.chroot, &locked::wheels(node.layout()))?;
-    }
     ui.step(format!("making the virtualenv {}", virtualenv.display()));
     let installer = stage::make_virtualenv(stage, python, &virtualenv, choice, node.layout())?;
+    follow_wheels(baking, stage, node, context, transaction)?;
     if let Some((file, text)) = stage.requirements(python)? {
         let hashed = stage::hashed_requirements(&baking.source, python, &text)?;
         if hashed.is_none() && baking.strict {
@@ -227,11 +237,57 @@ fn install_python(
     }
     if let Some(project) = &python.project {
         ui.step(format!("installing the project {project}"));
-        let path = fetch_project(project, baking, stage, node, transaction)?;
+        let epoch = baking.environment.epoch;
+        let path = fetch_project(project, epoch, stage, node, transaction)?;
         let call = installer.install_project(&stage.chroot, &virtualenv, &path);
         python::explain(without_network(call.run(), baking)).context("installing the project")?;
     }
     python::normalise(&stage.chroot, &virtualenv)
+}
+
+/// Has the installer take locked files from the pool alone, without a network and where the
+/// lock has what builds take: of that it builds then.
+fn follow_wheels(
+    baking: &Baking,
+    stage: &mut Stage,
+    node: &Node,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let Some(python) = &baking.source.profile.python else { return Ok(()) };
+    let locked = locked::python(&baking.source);
+    let alone = baking.network == Network::Denied || locked.is_some_and(Python::has_builds);
+    if !alone && !baking.strict {
+        return Ok(());
+    }
+    let EnvironmentRecord { suite, architecture, .. } = &baking.environment;
+    let wheels = locked::wheels(node.layout(), suite, architecture);
+    let distributions = locked.map_or(&[][..], |locked| &locked.distributions);
+    let builds = locked.map_or(&[][..], |locked| &locked.build);
+    if baking.fetch {
+        context.ui.step("fetching the locked distributions the pool lacks");
+        let virtualenv = baking.source.profile.virtualenv();
+        for all in [distributions, builds].into_iter().filter(|all| !all.is_empty()) {
+            let fetched = python::download(&mut stage.chroot, &virtualenv, all, &wheels);
+            python::explain(fetched).context("fetching the locked distributions")?;
+        }
+    }
+    let sdists = python::build::sdists(&wheels, distributions)?;
+    let asked = stage.build_request(python, &sdists)?;
+    if asked != locked.map_or("", |locked| &locked.build_sha256) {
+        let message = "what is built has changed since farmctl.lock was written";
+        let hint = format!("farmctl lock {}", baking.source.directory.display());
+        if baking.strict {
+            return refuse(message, hint);
+        }
+        context.ui.warn(format!("{message}, and may take what is not locked: {hint}"));
+        return Ok(());
+    }
+    if !alone {
+        return Ok(());
+    }
+    let target = locked::work(node.layout(), transaction)?.join("wheels");
+    python::build::lend_locked(&mut stage.chroot, &wheels, locked, &target)
 }
 
 /// Says what an installer may have lacked without a network.
@@ -240,7 +296,7 @@ fn without_network(installed: Result<()>, baking: &Baking) -> Result<()> {
         Network::Allowed => installed,
         Network::Denied => installed.hint_with(|| {
             format!(
-                "the pool must have all of it, and wheels of what a build asks for: farmctl lock {}",
+                "the pool must have all of it, and what a build takes: farmctl lock {}",
                 baking.source.directory.display()
             )
         }),
@@ -248,9 +304,12 @@ fn without_network(installed: Result<()>, baking: &Baking) -> Result<()> {
 }
 
 /// The project's path inside: in its copied files, or a pinned commit lent from the host.
-fn fetch_project(
+///
+/// # Errors
+/// When it is not there, or nothing that can be installed.
+pub(super) fn fetch_project(
     project: &str,
-    baking: &Baking,
+    epoch: i64,
     stage: &mut Stage,
     node: &Node,
     transaction: &mut Transaction,
@@ -277,7 +336,7 @@ fn fetch_project(
     let checkout = work.join("checkout");
     crate::git::checkout(url, commit, &checkout).with_context(|| format!("fetching {project}"))?;
     let target = stage.chroot.outside(format!("{}/checkout", crate::chroot::BORROWED));
-    source::copy_as_is(&checkout, &target, baking.environment.epoch)?;
+    source::copy_as_is(&checkout, &target, epoch)?;
     storage::remove_tree(&checkout)?;
     Ok(format!("{}/checkout", crate::chroot::BORROWED))
 }

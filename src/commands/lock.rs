@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::Context;
+use super::{Context, baking};
 use crate::debian::apt::{Apt, Offer};
 use crate::debian::{self, Archive, Pool};
 use crate::error::{Exit, Mark as _, refuse};
@@ -15,11 +15,11 @@ use crate::lockfile::{self, Deb, Debian, LockFile, Locked, Phase, Python};
 use crate::mount;
 use crate::node::{Node, Transaction};
 use crate::plan::Plan;
-use crate::python::{self, Choice};
+use crate::python::{self, Choice, Installer, build};
 use crate::release::EnvironmentRecord;
 use crate::run;
 use crate::source::Source;
-use crate::stage::{self, Stage};
+use crate::stage::{self, Stage, built_project};
 use crate::storage;
 use crate::ui;
 use crate::undo;
@@ -69,7 +69,10 @@ impl Moves {
             .packages
             .iter()
             .map(String::as_str)
-            .filter(|name| !packages(lock).chain(distributions(lock)).any(|(one, _)| one == *name))
+            .filter(|name| {
+                let python = distributions(lock).chain(build_distributions(lock));
+                !packages(lock).chain(python).any(|(one, _)| one == *name)
+            })
             .collect();
         if unknown.is_empty() {
             return Ok(Self::These(args.packages.clone()));
@@ -97,8 +100,16 @@ fn packages(lock: &LockFile) -> impl Iterator<Item = (&str, &str)> {
 
 /// Python distributions of a lock with their versions.
 fn distributions(lock: &LockFile) -> impl Iterator<Item = (&str, &str)> {
-    let all = lock.python.iter().flat_map(|python| &python.distributions);
-    all.map(|one| (one.name.as_str(), one.version.as_str()))
+    lock.python.iter().flat_map(|python| &python.distributions).map(named)
+}
+
+/// Those a build takes.
+fn build_distributions(lock: &LockFile) -> impl Iterator<Item = (&str, &str)> {
+    lock.python.iter().flat_map(|python| &python.build).map(named)
+}
+
+fn named(one: &Locked) -> (&str, &str) {
+    (one.name.as_str(), one.version.as_str())
 }
 
 struct Locking<'a> {
@@ -159,7 +170,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         "wrote {}: {} packages, {} distributions",
         path.display(),
         packages(&lock).count(),
-        distributions(&lock).count()
+        distributions(&lock).chain(build_distributions(&lock)).count()
     ));
     Ok(Exit::Done)
 }
@@ -172,6 +183,8 @@ fn show_changes(old: &LockFile, new: &LockFile, context: &Context) {
         changes = lockfile::changes(packages(old), packages(new));
     }
     changes.extend(lockfile::changes(distributions(old), distributions(new)));
+    let build = lockfile::changes(build_distributions(old), build_distributions(new));
+    changes.extend(build.into_iter().map(|(name, old, new)| (format!("{name} (build)"), old, new)));
     let version = |side: &Option<String>| side.clone().unwrap_or_else(|| "none".to_owned());
     let rows: Vec<Vec<String>> = changes
         .iter()
@@ -200,6 +213,9 @@ impl Locking<'_> {
                 storage.describe_fork(&self.environment.volume, "fv-stage-…")?,
             );
             plan.step("resolve the requirements for its Python; fetch what the pool lacks");
+            if self.source.profile.python.as_ref().is_some_and(|one| built_project(one).is_some()) {
+                plan.step("resolve what building the project takes; fetch what the pool lacks");
+            }
         }
         plan.step(format!("write {}", path.display()));
         Ok(plan)
@@ -325,8 +341,8 @@ impl Locking<'_> {
         }
         let virtualenv = profile.virtualenv();
         let installer = stage::make_virtualenv(&mut stage, python, &virtualenv, choice, layout)?;
-        let resolved = match stage.requirements(python)? {
-            None => None,
+        let mut locked = match stage.requirements(python)? {
+            None => Python::default(),
             Some((file, text)) => {
                 let requirements_sha256 = crate::hash::hex(text.as_bytes());
                 let old = self.old().and_then(|lock| lock.python.as_ref());
@@ -347,14 +363,73 @@ impl Locking<'_> {
                     let resolved = installer.resolve(&stage.chroot, &virtualenv, &file, &kept);
                     python::explain(resolved)?
                 };
-                Some(Python { requirements_sha256, distributions })
+                Python { requirements_sha256, distributions, ..Python::default() }
             }
         };
-        if let Some(python) = &resolved {
-            self.keep_wheels(python, &mut stage, &virtualenv)?;
+        if self.keep_wheels(&locked.distributions, &mut stage)? {
+            self.resolve_build(&mut locked, &installer, &mut stage, transaction)?;
+            self.keep_wheels(&locked.build, &mut stage)?;
         }
         stage.close(storage.as_ref())?;
-        Ok(resolved)
+        Ok((locked != Python::default()).then_some(locked))
+    }
+
+    /// Locks what building takes, of the sdists in the pool and the project.
+    fn resolve_build(
+        &self,
+        locked: &mut Python,
+        installer: &Installer,
+        stage: &mut Stage,
+        transaction: &mut Transaction,
+    ) -> Result<()> {
+        let Some(python) = &self.source.profile.python else { return Ok(()) };
+        let sdists = build::sdists(&self.wheels(), &locked.distributions)?;
+        let request = stage.build_request(python, &sdists)?;
+        if request.is_empty() {
+            return Ok(());
+        }
+        let old = locked::python(&self.source);
+        let stays = |one: &&Locked| !self.moves.has(&one.name);
+        let same =
+            |old: &&Python| old.build_sha256 == request && old.build.iter().all(|one| stays(&one));
+        if let Some(old) = old.filter(same) {
+            locked.build.clone_from(&old.build);
+            locked.build_sha256 = request;
+            return Ok(());
+        }
+        let ui = &self.context.ui;
+        ui.step("asking sdists and the project what their builds take");
+        let mut sources = Vec::new();
+        for sdist in &sdists {
+            let name = sdist.file_name().unwrap_or_default().to_string_lossy();
+            sources.push(stage.chroot.lend(sdist, &name)?);
+        }
+        if let Some(project) = built_project(python) {
+            let epoch = self.environment.epoch;
+            sources.push(baking::fetch_project(project, epoch, stage, self.node, transaction)?);
+        }
+        let asked = build::asked(&stage.chroot, installer, &python.interpreter, &sources);
+        let asked = python::explain(asked)?;
+        let kept: Vec<&Locked> = old.iter().flat_map(|old| &old.build).filter(stays).collect();
+        let virtualenv = self.source.profile.virtualenv();
+        let resolved = build::resolve(&stage.chroot, installer, &virtualenv, &asked, &kept);
+        run::check_interrupted()?;
+        match resolved {
+            Ok(resolved) => {
+                locked.build = resolved;
+                locked.build_sha256 = request;
+            }
+            // With a network each is built with what fits it alone.
+            Err(error) => ui.warn(format!(
+                "no wheels fit all that is built, which is not locked then: {error:#}"
+            )),
+        }
+        Ok(())
+    }
+
+    fn wheels(&self) -> PathBuf {
+        let EnvironmentRecord { suite, architecture, .. } = &self.environment;
+        locked::wheels(self.node.layout(), suite, architecture)
     }
 
     /// Has the stage take packages from the pool, if the environment is not newer than the
@@ -374,24 +449,23 @@ impl Locking<'_> {
         stage.follow(&repository, suite)
     }
 
-    /// Keeps a file of each distribution, for bakes without a network.
-    fn keep_wheels(&self, python: &Python, stage: &mut Stage, virtualenv: &Path) -> Result<()> {
-        let wheels = locked::wheels(self.node.layout());
-        if python::missing(&wheels, &python.distributions)?.is_empty() {
-            return Ok(());
+    /// Keeps a file of each distribution, for bakes without a network; answers whether the
+    /// pool has all.
+    fn keep_wheels(&self, distributions: &[Locked], stage: &mut Stage) -> Result<bool> {
+        let wheels = self.wheels();
+        if python::missing(&wheels, distributions)?.is_empty() {
+            return Ok(true);
         }
         let ui = &self.context.ui;
-        ui.step(format!("keeping {} distributions in the pool", python.distributions.len()));
-        let file = format!("{}/locked.txt", crate::chroot::BORROWED);
-        std::fs::write(stage.chroot.outside(&file), python.requirements())
-            .context("writing the requirements")?;
-        let kept = python::download(&mut stage.chroot, virtualenv, &file, &wheels);
+        ui.step(format!("keeping {} distributions in the pool", distributions.len()));
+        let virtualenv = self.source.profile.virtualenv();
+        let kept = python::download(&mut stage.chroot, &virtualenv, distributions, &wheels);
         run::check_interrupted()?;
-        if let Err(error) = kept {
+        if let Err(error) = &kept {
             // The lock is right without them.
             ui.warn(format!("bake --offline will lack distributions: {error:#}"));
         }
-        Ok(())
+        Ok(kept.is_ok())
     }
 }
 

@@ -1,7 +1,7 @@
 //! An apt of our own on the host: it reads the archive of an environment, resolves and
 //! fetches for it, with nothing of the host's packages, sources or pins in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -126,21 +126,42 @@ impl Apt {
         self.call(Invocation::of(&APT_GET)).args(["-qq", "--yes", verb])
     }
 
-    /// The signed indexes that were read, of the archive's own suites.
+    /// The signed indexes that were read: of the archive's own suites, and then those of
+    /// the profile's sources, each called `SUITE@MIRROR`.
     ///
     /// # Errors
     /// When one was not read.
     pub fn releases(&self, archive: &Archive) -> Result<Vec<InRelease>> {
         let mut releases = Vec::new();
+        let mut files = BTreeSet::new();
         for (suite, mirror) in archive.suites() {
-            let name = format!("{}_dists_{suite}_InRelease", file_name(mirror));
-            let path = self.directory.join("lists").join(name);
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("reading the index of {suite} from {mirror}"))?;
-            let sha256 = crate::hash::hex(text.as_bytes());
-            releases.push(InRelease { suite, sha256, date: release_date(&text)? });
+            let file = release_file(mirror, &suite);
+            releases.push(self.release(suite, mirror, &file)?);
+            files.insert(file);
+        }
+        let format = ["indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Identifier: Packages"];
+        let text = self.call(Invocation::of(&APT_GET)).args(format).output()?;
+        for (mirror, suite) in text.lines().filter_map(|line| line.split_once(' ')) {
+            let file = release_file(mirror, suite);
+            // Each is named once for each of its components; what is copied is our own.
+            if !mirror.starts_with("copy:") && files.insert(file.clone()) {
+                let name = format!("{suite}@{}", without_password(mirror));
+                releases.push(self.release(name, mirror, &file)?);
+            }
         }
         Ok(releases)
+    }
+
+    fn release(&self, suite: String, mirror: &str, file: &str) -> Result<InRelease> {
+        let read = |name: &str| file::read_if_there(&self.directory.join("lists").join(name));
+        // A repository may have its signature in a file of its own.
+        let text = match read(&format!("{file}InRelease"))? {
+            None => read(&format!("{file}Release"))?,
+            text => text,
+        };
+        let text = text.with_context(|| format!("reading the index of {suite} from {mirror}"))?;
+        let date = release_date(&text).with_context(|| format!("reading the index of {suite}"))?;
+        Ok(InRelease { suite, sha256: crate::hash::hex(text.as_bytes()), date })
     }
 
     /// What apt would install for these packages, or files of packages, where nothing is
@@ -324,20 +345,34 @@ fn parse_uris(text: &str) -> Result<Vec<Offer>> {
     Ok(offers)
 }
 
-/// The beginning of the names apt gives to the indexes of a mirror (`URItoFileName` in
-/// apt-pkg/contrib/strutl.cc).
-fn file_name(mirror: &str) -> String {
+/// The beginning of the names apt gives to the signed index of a suite, which is a path if
+/// it ends with a slash (sources.list(5)).
+fn release_file(mirror: &str, suite: &str) -> String {
+    let mirror = mirror.trim_end_matches('/');
+    if let Some(path) = suite.strip_suffix('/') {
+        return format!("{}_", file_name(&format!("{mirror}/{path}")));
+    }
+    format!("{}_", file_name(&format!("{mirror}/dists/{suite}")))
+}
+
+/// A mirror's address without scheme, name and password.
+fn without_password(mirror: &str) -> String {
     let rest = mirror.split_once(':').map_or(mirror, |(_, rest)| rest);
-    let rest = rest.strip_prefix("//").unwrap_or(rest);
-    let rest = match rest.split_once('/') {
-        // Not with a name and a password.
+    let rest = rest.strip_prefix("//").unwrap_or(rest).trim_end_matches('/');
+    match rest.split_once('/') {
         Some((host, path)) => {
             format!("{}/{path}", host.rsplit('@').next().unwrap_or(host))
         }
         None => rest.to_owned(),
-    };
+    }
+}
+
+/// The beginning of the names apt gives to the indexes of a mirror (`URItoFileName` in
+/// apt-pkg/contrib/strutl.cc).
+fn file_name(mirror: &str) -> String {
+    let rest = without_password(mirror);
     let mut name = String::new();
-    for letter in rest.trim_end_matches('/').chars() {
+    for letter in rest.chars() {
         match letter {
             '/' => name.push('_'),
             letter if "\\|{}[]<>\"^~_=!@#$%^&*".contains(letter) => {
@@ -408,5 +443,15 @@ mod tests {
         ] {
             assert_eq!(file_name(mirror), name);
         }
+        for (suite, name) in [
+            ("bookworm", "mirror.example_debian_dists_bookworm_"),
+            ("stable/updates", "mirror.example_debian_dists_stable_updates_"),
+            ("deb/", "mirror.example_debian_deb_"),
+            ("./", "mirror.example_debian_._"),
+        ] {
+            assert_eq!(release_file("http://me:secret@mirror.example/debian/", suite), name);
+        }
+        let named = without_password("https://me:secret@mirror.example/debian/");
+        assert_eq!(named, "mirror.example/debian");
     }
 }

@@ -4,6 +4,8 @@
 //! pip reaches its index through whatever the host is configured for: its certificates,
 //! proxies, pip and uv settings are lent to the build on a tmpfs and cannot be packed.
 
+pub mod build;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::chroot::{BORROWED, Chroot};
 use crate::error::{Mark as _, refuse};
 use crate::file;
-use crate::lockfile::{Locked, parse_requirements};
+use crate::lockfile::{self, Locked, parse_requirements};
 use crate::manifest::Distribution;
 use crate::profile;
 use crate::run::{Invocation, Tool, check_interrupted};
@@ -214,9 +216,12 @@ impl Installer {
         let wheels = format!("{BORROWED}/{POOL}");
         if chroot.outside(&wheels).exists() {
             call = call.args(["--no-index", "--find-links", &wheels]);
-            if matches!(self, Self::Uv(_)) {
-                call = call.arg("--offline");
-            }
+            // A wheel that was built before may be of another build's requirements, and the
+            // host's settings may name more places.
+            call = match self {
+                Self::Uv(_) => call.args(["--offline", "--no-cache", "--no-config"]),
+                Self::Pip(_) => call.arg("--no-cache-dir").env("PIP_CONFIG_FILE", "/dev/null"),
+            };
         }
         match self {
             // Byte code is compiled afterwards, serially: compiled in parallel or with
@@ -280,29 +285,31 @@ impl Installer {
     }
 }
 
-/// Name inside of the wheels and sdists that are all there is without a network.
+/// Name inside of the wheels and sdists that are all an installer has, if they are lent
+/// ([`build::lend_locked`]).
 const POOL: &str = "wheels";
 
-/// Lends kept wheels and sdists to a build, which installs from these alone then.
+/// Downloads these distributions, by hash, to the directory `wheels` of the host, with the
+/// environment's own pip: [`PIP_PACKAGE`] must be installed.
 ///
 /// # Errors
-/// When they cannot be bound.
-pub fn lend_pool(chroot: &mut Chroot, wheels: &Path) -> Result<()> {
-    file::make_directory(wheels, 0o755)?;
-    chroot.lend(wheels, POOL).map(drop)
-}
-
-/// Downloads what a requirements file names, by hash, to the directory `wheels` of the host,
-/// with the environment's own pip: [`PIP_PACKAGE`] must be installed.
-///
-/// # Errors
-/// When it cannot be fetched, or has other hashes.
-pub fn download(chroot: &mut Chroot, virtualenv: &Path, file: &str, wheels: &Path) -> Result<()> {
+/// When one cannot be fetched, or has other hashes.
+pub fn download(
+    chroot: &mut Chroot,
+    virtualenv: &Path,
+    distributions: &[Locked],
+    wheels: &Path,
+) -> Result<()> {
     let inside = format!("{BORROWED}/kept");
-    chroot.lend_writable(wheels, &inside)?;
+    if !chroot.outside(&inside).exists() {
+        chroot.lend_writable(wheels, &inside)?;
+    }
+    let file = format!("{BORROWED}/locked.txt");
+    fs::write(chroot.outside(&file), lockfile::requirements(distributions))
+        .context("writing the requirements")?;
     let pip = Installer::Pip(pip_wheel(chroot)?);
     pip.call(chroot, virtualenv, "download")
-        .args(["--quiet", "--no-deps", "--require-hashes", "--dest", &inside, "-r", file])
+        .args(["--quiet", "--no-deps", "--require-hashes", "--dest", &inside, "-r", &file])
         .run()
 }
 
@@ -311,16 +318,9 @@ pub fn download(chroot: &mut Chroot, virtualenv: &Path, file: &str, wheels: &Pat
 /// # Errors
 /// When it cannot be read.
 pub fn missing(wheels: &Path, distributions: &[Locked]) -> Result<Vec<String>> {
-    let plain = |name: &str| name.to_lowercase().replace(['_', '.'], "-");
-    let files = file::names_in(wheels)?;
     let mut missing = Vec::new();
     for distribution in distributions {
-        let begin = format!("{}-", plain(&distribution.name));
-        let mut there = false;
-        for name in files.iter().filter(|name| plain(name).starts_with(&begin)) {
-            there |= distribution.sha256.contains(&crate::hash::of_file(&wheels.join(name))?);
-        }
-        if !there {
+        if build::files_of(wheels, distribution)?.is_empty() {
             missing.push(format!("{} {}", distribution.name, distribution.version));
         }
     }

@@ -212,11 +212,7 @@ impl Farm {
     /// the program: later calls find it done already.
     pub fn bake(&self, profile: &Path) -> PathBuf {
         let profile = profile.to_str().expect("the path is ours");
-        let built =
-            fs::metadata(FARMCTL).and_then(|metadata| metadata.modified()).expect("it was built");
-        let built = built.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos();
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tarballs-{built}"));
-        fs::create_dir_all(&out).expect("there is room");
+        let out = kept();
         self.run(&["bootstrap", profile]).ok();
         let baked =
             self.run(&["bake", profile, "--output", out.to_str().expect("the path is ours")]).ok();
@@ -298,6 +294,16 @@ fn farmctl(root: &Path, arguments: &[&str]) -> Command {
     command.arg("--root").arg(root).args(arguments).stdin(Stdio::null()).env("NO_COLOR", "1");
     command.env("FARMCTL_CACHE", cache());
     command
+}
+
+/// Where tests keep what this build of the program baked.
+pub fn kept() -> PathBuf {
+    let built =
+        fs::metadata(FARMCTL).and_then(|metadata| metadata.modified()).expect("it was built");
+    let built = built.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos();
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tarballs-{built}"));
+    fs::create_dir_all(&kept).expect("there is room");
+    kept
 }
 
 /// The cache tests share with a real farmctl: bootstrapped trees are expensive.

@@ -11,7 +11,7 @@ use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use farmctl::manifest::{self, Hashed, Inputs, Manifest, Owner, Package, Payload};
+use farmctl::manifest::{self, Distribution, Hashed, Inputs, Manifest, Owner, Package, Payload};
 use farmctl::profile::{self, Profile};
 use farmctl::{start_script, tarball};
 
@@ -69,6 +69,8 @@ pub struct Tiny {
     pub expires: Option<String>,
     /// None, unless they are changed.
     pub packages: Vec<Package>,
+    /// None, unless they are changed; what lies in `srv/NAME` is theirs.
+    pub distributions: Vec<Distribution>,
 }
 
 impl Tiny {
@@ -77,8 +79,15 @@ impl Tiny {
         let profile = profile::parse(profile).expect("the profile is right");
         let tree = tempfile::tempdir().expect("there is room");
         let architecture = output("dpkg", &["--print-architecture"]);
-        let tiny =
-            Self { profile, tree, architecture, serial: None, expires: None, packages: Vec::new() };
+        let tiny = Self {
+            profile,
+            tree,
+            architecture,
+            serial: None,
+            expires: None,
+            packages: Vec::new(),
+            distributions: Vec::new(),
+        };
         for directory in DIRECTORIES {
             fs::create_dir_all(tiny.path(directory)).expect("there is room");
         }
@@ -156,7 +165,12 @@ impl Tiny {
         let Profile { name, version, .. } = &self.profile;
         let path = out.join(format!("{name}_{version}_{}.tar.xz", self.architecture));
         let quiet = |_, _| Ok(());
-        let scan = tarball::scan(self.tree.path(), EPOCH, &|_| Owner::Generated, &quiet);
+        let owner_of = |path: &str| {
+            let of = |one: &&Distribution| path.starts_with(&format!("srv/{}/", one.name));
+            let distribution = self.distributions.iter().find(of);
+            distribution.map_or(Owner::Generated, |one| Owner::Distribution(one.name.clone()))
+        };
+        let scan = tarball::scan(self.tree.path(), EPOCH, &owner_of, &quiet);
         let draft = Manifest {
             schema: manifest::SCHEMA,
             farmctl: env!("CARGO_PKG_VERSION").to_owned(),
@@ -167,7 +181,11 @@ impl Tiny {
             serial: self.serial,
             expires: self.expires.clone(),
             profile: self.profile.clone(),
-            inputs: Inputs { packages: self.packages.clone(), ..Inputs::default() },
+            inputs: Inputs {
+                packages: self.packages.clone(),
+                distributions: self.distributions.clone(),
+                ..Inputs::default()
+            },
             files: Hashed { size: 0, sha256: String::new() },
             payload: Payload { size: 0, sha256: String::new(), entries: 0, content: 0 },
             segments: Vec::new(),
