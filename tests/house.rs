@@ -39,8 +39,9 @@ const HANDS: [&str; 31] = [
     "node",
     "undo",
 ];
-const PLANS: [&str; 13] = [
+const PLANS: [&str; 14] = [
     "profile",
+    "project",
     "reference",
     "template",
     "start_script",
