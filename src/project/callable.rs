@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::requirement::normalise;
 use super::script::{self, Line, call, keyword, lines};
 use super::survey::{Survey, directory, is_aside};
 
@@ -84,6 +85,20 @@ pub fn find(survey: &Survey) -> Vec<Callable> {
         survey.scripts().into_iter().flat_map(|(path, text)| in_file(survey, path, text)).collect();
     found.sort_by(|a, b| b.rank.cmp(&a.rank).then_with(|| a.written().cmp(&b.written())));
     found
+}
+
+/// Puts the directories of a namespace package before the names of modules in it: nothing in
+/// them says so but the name of the distribution, `titiler.application` for instance.
+pub fn join_namespace(found: &mut [Callable], distribution: &str) {
+    for one in found.iter_mut().filter(|one| !one.root.is_empty()) {
+        let namespace = one.root.rsplit('/').next().unwrap_or(&one.root).to_owned();
+        let package = one.module.split('.').next().unwrap_or(&one.module);
+        if normalise(&format!("{namespace}.{package}")) == normalise(distribution) {
+            one.module = format!("{namespace}.{}", one.module);
+            one.root.truncate(one.root.len() - namespace.len());
+            one.root.truncate(one.root.trim_end_matches('/').len());
+        }
+    }
 }
 
 /// The application the user names as `MODULE:CALLABLE` although nothing gives it away.
@@ -259,6 +274,10 @@ fn rank_of(path: &str, name: &str, factory: bool) -> i32 {
     let by_file = match stem {
         "wsgi.py" | "asgi.py" => 30,
         "app.py" | "main.py" | "application.py" | "server.py" | "__init__.py" | "core.py" => 10,
+        // Where it is made for a task queue or a command line.
+        _ if ["celery", "worker", "tasks", "manage", "cli"].iter().any(|it| stem.contains(it)) => {
+            -70
+        }
         _ => 0,
     };
     let by_name = match VARIABLES.iter().position(|one| *one == name) {
@@ -399,6 +418,22 @@ mod tests {
         let survey =
             Survey::from([("bare.py", "async def serve(scope, receive, send):\n    pass\n")]);
         assert_eq!(first(&survey).interface, Interface::Asgi);
+    }
+
+    #[test]
+    fn a_namespace_is_known_by_the_distributions_name() {
+        let survey = Survey::from([
+            ("src/titiler/application/__init__.py", ""),
+            ("src/titiler/application/main.py", "from fastapi import FastAPI\napp = FastAPI()\n"),
+        ]);
+        let mut found = find(&survey);
+        join_namespace(&mut found, "other");
+        assert_eq!(found[0].written(), "application.main:app");
+        join_namespace(&mut found, "titiler-application");
+        assert_eq!(
+            (found[0].written().as_str(), found[0].root.as_str()),
+            ("titiler.application.main:app", "src")
+        );
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Django {
     pub has_hosts: bool,
     /// Whether they have `LOGGING`.
     pub has_logging: bool,
+    /// Whether they have `MIDDLEWARE`.
+    pub has_middleware: bool,
     /// Whether there is a database, and whether it may be SQLite.
     pub database: Database,
     /// URL prefix of the static files, where they are collected.
@@ -66,7 +68,6 @@ pub enum Database {
 
 /// A way to the settings.
 struct Entry {
-    file: String,
     root: String,
     settings: String,
     manage: Option<String>,
@@ -80,8 +81,8 @@ pub fn find(survey: &Survey) -> Vec<Django> {
         if (path == "manage.py" || path.ends_with("/manage.py")) && !is_aside(path) {
             if let Some((settings, is_default)) = settings_of(text) {
                 let manage = is_default.then(|| path.to_owned());
-                let root = directory(path).to_owned();
-                entries.push(Entry { file: path.to_owned(), root, settings, manage });
+                let root = root_of(survey, directory(path), &settings).to_owned();
+                entries.push(Entry { root, settings, manage });
             }
         }
     }
@@ -91,7 +92,7 @@ pub fn find(survey: &Survey) -> Vec<Django> {
             if let Some((settings, _)) = settings_of(text) {
                 let (root, _) = module_of(survey, path);
                 if !entries.iter().any(|one| one.root == root || one.settings == settings) {
-                    entries.push(Entry { file: path.to_owned(), root, settings, manage: None });
+                    entries.push(Entry { root, settings, manage: None });
                 }
             }
         }
@@ -126,6 +127,20 @@ fn settings_of(text: &str) -> Option<(String, bool)> {
         (!module.is_empty() && module.chars().all(letters))
             .then(|| (module.to_owned(), before.contains("setdefault")))
     })
+}
+
+/// The directory a module's name begins in: the one of manage.py, or one around it.
+fn root_of<'a>(survey: &Survey, directory_of_manage: &'a str, module: &str) -> &'a str {
+    let mut root = directory_of_manage;
+    loop {
+        if file_of(survey, root, module).is_some() {
+            return root;
+        }
+        if root.is_empty() {
+            return directory_of_manage;
+        }
+        root = directory(root);
+    }
 }
 
 /// The file of a module beneath a directory.
@@ -184,6 +199,7 @@ fn read(survey: &Survey, entry: &Entry) -> Option<Django> {
         debug: value("DEBUG") == Some("True"),
         has_hosts: value("ALLOWED_HOSTS").is_some(),
         has_logging: value("LOGGING").is_some(),
+        has_middleware: value("MIDDLEWARE").is_some(),
         static_location: static_location.filter(|_| source.contains("django.contrib.staticfiles")),
         media_location: value("MEDIA_ROOT")
             .filter(|root| !matches!(*root, "\"\"" | "''"))
@@ -312,7 +328,7 @@ mod tests {
 
     const MANAGE: &str = "import os\ndef main():\n    os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'shop.settings')\n";
     const SETTINGS: &str = "from pathlib import Path\nBASE_DIR = Path(__file__)\nSECRET_KEY = 'django-insecure-x'\n\
-        DEBUG = True\nALLOWED_HOSTS = []\nINSTALLED_APPS = [\n 'django.contrib.staticfiles',\n]\n\
+        DEBUG = True\nALLOWED_HOSTS = []\nMIDDLEWARE = []\nINSTALLED_APPS = [\n 'django.contrib.staticfiles',\n]\n\
         ROOT_URLCONF = 'shop.urls'\nWSGI_APPLICATION = 'shop.wsgi.application'\n\
         DATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3', 'NAME': BASE_DIR / 'db.sqlite3'}}\n\
         STATIC_URL = 'static/'\n";
@@ -342,6 +358,7 @@ mod tests {
             debug: true,
             has_hosts: true,
             has_logging: false,
+            has_middleware: true,
             database: Database::Sqlite,
             static_location: Some("/static/".to_owned()),
             media_location: None,

@@ -165,7 +165,7 @@ impl Writer<'_> {
         self.line(header);
     }
 
-    fn metadata(&self) -> &Metadata {
+    fn about(&self) -> &Metadata {
         &self.project.metadata
     }
 
@@ -211,18 +211,15 @@ impl Writer<'_> {
         };
         self.assume(what);
         if let Some(other) = project.others.first() {
-            let count = project.others.len();
-            let others =
-                if count == 1 { "one other".to_owned() } else { format!("{count} others") };
-            self.assume(
-                format!("there is {others}, and --app chooses: --app '{other}'")
-                    .replace(&format!("there is {count}"), &format!("there are {count}")),
-            );
+            let count = project.others.len() + 1;
+            self.assume(format!(
+                "it is one of {count} applications: --app '{other}' takes another"
+            ));
         }
     }
 
     fn head(&mut self) {
-        let metadata = self.metadata();
+        let metadata = self.about();
         let (version, from) = match &metadata.version {
             Some(said) => (version_of(&said.value), format!("  # {}", said.file)),
             None => ("1".to_owned(), String::new()),
@@ -248,7 +245,7 @@ impl Writer<'_> {
 
     /// The suite whose Python the project runs on.
     fn suite(&mut self) -> Result<String> {
-        let python = self.metadata().python.clone();
+        let python = self.about().python.clone();
         let suite = match (&self.wish.suite, &python) {
             (Some(suite), _) => suite.clone(),
             (None, None) => debian::SUITES[0].0.to_owned(),
@@ -300,7 +297,7 @@ impl Writer<'_> {
     }
 
     fn build(&mut self, packages: &Packages) {
-        let metadata = self.metadata();
+        let metadata = self.about();
         let version = metadata.version.as_ref().map(|said| said.value.clone());
         let by_hand = metadata.needs_version_control && self.installs();
         let wheels: Vec<String> = packages
@@ -355,7 +352,7 @@ impl Writer<'_> {
 
     /// Whether the project is installed as a distribution, and not copied.
     fn installs(&self) -> bool {
-        let metadata = self.metadata();
+        let metadata = self.about();
         let packaged = |file: &str, root: &str| {
             let inside = file.strip_prefix(root).unwrap_or(file).trim_start_matches('/');
             metadata.installable.is_some() && inside.contains('/')
@@ -521,7 +518,7 @@ impl Writer<'_> {
     }
 
     fn python(&mut self) {
-        let metadata = self.metadata();
+        let metadata = self.about();
         let file = match &metadata.wanted {
             Wanted::File { path, .. } if self.requirements.is_none() => path.clone(),
             _ => REQUIREMENTS.to_owned(),
@@ -581,7 +578,7 @@ impl Writer<'_> {
         match serving.server {
             Server::Gunicorn | Server::Uvicorn => (
                 format!(
-                    "gunicorn --bind {{{{ listen.web }}}} --workers {{{{ workers }}}}{options} \\\n  {application}"
+                    "gunicorn --bind {{{{ listen.web }}}} --workers {{{{ workers }}}} \\\n {options} {application}"
                 ),
                 Some(format!("gunicorn --check-config{options} {application}")),
             ),
@@ -919,6 +916,18 @@ fn node_settings(django: &Django, home: &str) -> String {
          # Only nginx reaches the server, and it sets this header itself.\n\
          SECURE_PROXY_SSL_HEADER = (\"HTTP_X_FORWARDED_PROTO\", \"https\")"
     );
+    if django.has_middleware {
+        let _ = writeln!(
+            text,
+            "\n\ndef remote_address(get_response):\n    \
+             \"\"\"The client's address, which nginx tells: a unix socket has none.\"\"\"\n\n    \
+             def answer(request):\n        \
+             request.META[\"REMOTE_ADDR\"] = request.META.get(\"HTTP_X_REAL_IP\", \"127.0.0.1\")\n        \
+             return get_response(request)\n\n    \
+             return answer\n\n\n\
+             MIDDLEWARE = [\"{SETTINGS}.remote_address\", *MIDDLEWARE]"
+        );
+    }
     if django.database == Database::Sqlite {
         let _ = writeln!(
             text,

@@ -1,6 +1,7 @@
 //! What a project asks of the package index, read from wherever it says so.
 
 use super::survey::{Survey, directory, join};
+use crate::lockfile::{Included, included, logical_lines};
 
 /// One requirement (PEP 508), as it is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,19 +61,14 @@ pub fn of_file(survey: &Survey, path: &str) -> Vec<Requirement> {
         }
         for line in logical_lines(survey.text(&path).unwrap_or_default()) {
             match included(&line) {
-                Some(file) => pending.push(join(directory(&path), file)),
+                Some(Included::Requirements(file)) => pending.push(join(directory(&path), file)),
+                Some(Included::Constraints(_)) => {}
                 None => found.extend(Requirement::parse(&line)),
             }
         }
         read.push(path);
     }
     found
-}
-
-/// The file of `-r FILE`.
-fn included(line: &str) -> Option<&str> {
-    let rest = line.strip_prefix("--requirement").or_else(|| line.strip_prefix("-r"))?;
-    Some(rest.trim_start_matches(['=', ' ', '\t']).trim())
 }
 
 /// Whether a file has a line that names the project's own directory: `-e .`
@@ -83,21 +79,19 @@ pub fn names_a_directory(survey: &Survey, path: &str) -> bool {
     })
 }
 
-/// Lines with continuations joined and comments removed (pip's requirements format).
-fn logical_lines(text: &str) -> Vec<String> {
-    let joined = text.replace("\\\r\n", " ").replace("\\\n", " ");
-    let bare = joined.lines().map(|line| {
-        let line = line.trim();
-        let comment = if line.starts_with('#') { Some(0) } else { line.find(" #") };
-        comment.map_or(line, |at| &line[..at]).trim().to_owned()
-    });
-    bare.filter(|line| !line.is_empty()).collect()
-}
-
 /// A version as poetry writes it, as PEP 440 does: `^1.2` is `>=1.2,<2`
 /// (<https://python-poetry.org/docs/dependency-specification/>).
 #[must_use]
 pub fn of_poetry(version: &str) -> String {
+    // PEP 440 has no "or": from where the first alternative begins to where the last ends.
+    if let (Some((first, _)), Some((_, last))) =
+        (version.split_once("||"), version.rsplit_once("||"))
+    {
+        let (first, last) = (of_poetry(first), of_poetry(last));
+        let lower = first.split(',').filter(|part| part.starts_with('>'));
+        let upper = last.split(',').filter(|part| part.starts_with('<'));
+        return lower.chain(upper).collect::<Vec<_>>().join(",");
+    }
     let parts = version.split(',').map(|part| {
         let part = part.trim();
         if part == "*" || part.is_empty() {
@@ -178,6 +172,7 @@ mod tests {
             ("*", ""),
             ("1.2", "==1.2"),
             (">=1,<3", ">=1,<3"),
+            ("^0.18.1 || ^0.19 || ^0.21.0", ">=0.18.1,<0.22"),
         ] {
             assert_eq!(of_poetry(poetry), ours, "{poetry}");
         }

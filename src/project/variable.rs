@@ -1,8 +1,8 @@
 //! Environment variables a source reads and cannot do without.
 
 /// Ways to read one that end badly when it is not set: `os.environ["X"]`, django-environ's
-/// `env("X")`, decouple's `config("X")`.
-const STRICT: [&str; 6] = ["environ[", "env(", "env.str(", "config(", "env.bool(", "env.list("];
+/// `env("X")`, decouple's `config("X")`. A bare `environ` is a request's, more often.
+const STRICT: [&str; 6] = ["os.environ[", "env(", "env.str(", "config(", "env.bool(", "env.list("];
 
 /// Names of those variables, in the order they are read.
 #[must_use]
@@ -14,8 +14,8 @@ pub fn needed(source: &str) -> Vec<String> {
             while let Some(at) = rest.find(way) {
                 let before = rest[..at].chars().next_back();
                 rest = &rest[at + way.len()..];
-                // `getenv(` and `my_env(` are other functions.
-                if before.is_some_and(|letter| letter.is_alphanumeric() || letter == '_') {
+                // `getenv(`, `my_env(` and `app.config(` are other functions.
+                if before.is_some_and(|letter| letter.is_alphanumeric() || "_.".contains(letter)) {
                     continue;
                 }
                 found.extend(name(rest).filter(|name| !found.contains(name)));
@@ -69,7 +69,7 @@ mod tests {
     fn what_has_a_default_or_is_set_is_not_needed() {
         let source = "import os\nA = os.environ['SECRET_KEY']\nB = os.environ.get('B')\nC = env('C', 'x')\n\
                       D = env('D_TOKEN')\nos.environ['E'] = '1'\nF = os.getenv('F')\n# os.environ['G']\n\
-                      H = my_env('H')\nI = config(\"I\", default=1)\nJ = environ[\"A_B2\"] == '1'\n";
+                      H = my_env('H')\nP = environ['PATH_INFO']\nI = config(\"I\", default=1)\nJ = os.environ[\"A_B2\"] == '1'\n";
         assert_eq!(needed(source), ["SECRET_KEY", "D_TOKEN", "A_B2"]);
     }
 
