@@ -66,8 +66,11 @@ fn recognise(survey: &Survey, wish: &Wish) -> Result<Project> {
     let metadata = metadata::read(survey);
     let projects = django::find(survey);
     // What a Django project has beside its settings is part of it.
-    let callables: Vec<Callable> =
-        callable::find(survey).into_iter().filter(|one| one.framework != "Django").collect();
+    let mut callables = callable::find(survey);
+    callables.retain(|one| one.framework != "Django");
+    if let Some(name) = &metadata.name {
+        callable::join_namespace(&mut callables, &name.value);
+    }
     let ini = uwsgi::read(survey);
     let mut others: Vec<String> = projects.iter().map(|one| one.settings.clone()).collect();
     others.extend(callables.iter().map(Callable::written));

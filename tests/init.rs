@@ -229,12 +229,12 @@ const PUBLISHED: [Published; 5] = [
         says: "",
     },
     Published {
-        sdist: "pypi-browser-webapp==0.0.12",
-        sha256: "a1bd16e501a1854946e9726984ced25167e4b4b9736f5217339b0d62226d0c5b",
-        name: "init-browser",
+        sdist: "titiler.application==2.4.0",
+        sha256: "ede1a2c3eb6d6a12e8837e93c189aa27542eb568a071f6d8bb2c8b427ea486b6",
+        name: "init-titiler",
         port: 8795,
-        path: "/",
-        says: "<title>",
+        path: "/healthz",
+        says: "\"rasterio\"",
     },
     Published {
         sdist: "Radicale==3.9.0",

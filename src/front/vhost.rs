@@ -369,6 +369,25 @@ mod tests {
     }
 
     #[test]
+    fn a_site_of_files_alone_asks_nobody() {
+        let mut manifest = manifest(
+            "[front]\nlisten = [\"127.0.0.1:8080\"]\n[[front.static]]\nlocation = \"/static/\"\n\
+             path = \"/srv/shop/files\"\n",
+        );
+        manifest.profile.processes.clear();
+        let front = manifest.profile.front.as_mut().expect("it has one");
+        front.statics[0].location = "/".to_owned();
+        let layout = Layout::new("/", None);
+        let front = manifest.profile.front.clone().expect("it has one");
+        let site = Site::of(&layout, &manifest.name, &front);
+        let text = render(&layout, &manifest, &site).expect("the paths are plain");
+        let (_, locations) = text.split_once("keepalive_requests").expect("it is there");
+        assert_eq!(locations.matches("location").count(), 1, "{text}");
+        assert!(text.contains("location ^~ / {\n        alias /run/farmctl/front/shop/"), "{text}");
+        assert!(!text.contains("upstream") && !text.contains("proxy"), "{text}");
+    }
+
+    #[test]
     fn the_address_is_one_people_can_type() {
         let address = |front: &str| {
             let manifest = manifest(&format!("[front]\n{front}\n"));

@@ -147,7 +147,8 @@ pub fn module_of(survey: &Survey, path: &str) -> (String, String) {
 
 fn in_file(survey: &Survey, path: &str, text: &str) -> Vec<Callable> {
     // Most files of a project have nothing of it.
-    let words = ["app", "Flask", "FastAPI", "Starlette", "start_response", "wsgi", "asgi"];
+    let words =
+        ["app", "Flask", "FastAPI", "Starlette", "start_response", "receive", "wsgi", "asgi"];
     if !words.iter().any(|word| text.contains(word)) {
         return Vec::new();
     }

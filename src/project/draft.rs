@@ -584,7 +584,7 @@ impl Writer<'_> {
             ),
             Server::Uwsgi => (
                 format!(
-                    "uwsgi --ini {}/uwsgi.ini --processes {{{{ workers }}}} \\\n  --http-socket {{{{ listen.web }}}}",
+                    "uwsgi --http-socket \"${{listen_web#unix:}}\" \\\n  --ini {}/uwsgi.ini --processes {{{{ workers }}}}",
                     self.home
                 ),
                 Some(format!(
@@ -950,4 +950,150 @@ fn node_settings(django: &Django, home: &str) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drafted(files: &[(&str, &str)]) -> Draft {
+        let mut survey = Survey::default();
+        for (path, text) in files {
+            survey.add(*path, Some((*text).to_owned()));
+        }
+        let wish = Wish { listen: "127.0.0.1:8080".to_owned(), ..Wish::default() };
+        draft(&survey, "My Shop", &wish).expect("it is recognised")
+    }
+
+    #[test]
+    fn a_site_of_files_becomes_a_short_profile() {
+        let draft = drafted(&[("public/index.html", "")]);
+        insta::assert_snapshot!(draft.profile, @r#"
+        # Written by farmctl init, which read the project and ran nothing of it. What each
+        # key takes is in farmctl's README, "The profile".
+        schema = 1
+        name = "my-shop"
+        version = "1"
+
+        # The Debian it runs in.
+        [environment]
+        suite = "bookworm"
+        packages = []
+
+        # The site.
+        [[copy]]
+        from = "public"
+        to = "/srv/my-shop/files"
+
+        # Where nginx listens: PORT or ADDRESS:PORT. Add server-names for host names.
+        [front]
+        listen = ["127.0.0.1:8080"]
+
+        # nginx serves these itself.
+        [[front.static]]
+        location = "/"
+        path = "/srv/my-shop/files"
+        "#);
+        assert_eq!(draft.requirements, None);
+    }
+
+    #[test]
+    fn names_and_versions_become_ones_a_profile_takes() {
+        for (name, ours) in [
+            ("Web.Shop_2", "web-shop-2"),
+            ("2nd", "nd"),
+            ("env-x", "envx"),
+            ("", "site"),
+            ("a-very-long-name-of-a-project", "a-very-long-name-of-a-pr"),
+        ] {
+            assert_eq!(name_of(name), ours, "{name}");
+        }
+        assert_eq!(version_of("1.0.dev3+g12"), "1.0.dev3");
+        assert_eq!(version_of("+"), "1");
+    }
+
+    #[test]
+    fn secrets_read_from_the_environment_reach_it() {
+        let draft = drafted(&[
+            (
+                "app.py",
+                "import os\nfrom flask import Flask\napp = Flask(__name__)\nK = os.environ['SECRET_KEY']\nM = os.environ['MODE']\nP = os.environ['MAIL_PASSWORD']\n",
+            ),
+            ("requirements.txt", "flask\ngunicorn==23.0\n"),
+        ]);
+        let profile = profile::parse(&draft.profile).expect("it was read already");
+        let secrets: Vec<(&str, bool)> =
+            profile.secrets.iter().map(|it| (it.name.as_str(), it.generate)).collect();
+        assert_eq!(secrets, [("SECRET_KEY", true), ("MAIL_PASSWORD", false)]);
+        assert_eq!(profile.processes[0].environment["MODE"], "");
+        let command = &profile.processes[0].command;
+        assert!(command.contains("--config /srv/my-shop/gunicorn.conf.py"), "{command}");
+        assert!(!command.contains("control-socket"), "an old gunicorn has none: {command}");
+        assert!(
+            profile.files[0].content.as_deref().is_some_and(|it| it.contains("\"MAIL_PASSWORD\""))
+        );
+        assert_eq!(profile.python.and_then(|it| it.requirements), Some("requirements.txt".into()));
+        assert_eq!(draft.requirements, None);
+    }
+
+    #[test]
+    fn a_uwsgi_ini_becomes_one_of_the_nodes() {
+        let draft = drafted(&[
+            ("uwsgi.ini", "[uwsgi]\nmodule = web:app\nharakiri = 20\nchdir = /opt/web\n"),
+            ("web.py", "from flask import Flask\napp = Flask(__name__)\n"),
+            ("requirements.txt", "flask\n"),
+        ]);
+        let profile = profile::parse(&draft.profile).expect("it was read already");
+        insta::assert_snapshot!(profile.files[0].content.as_deref().unwrap_or_default(), @r"
+        [uwsgi]
+        module = web
+        callable = app
+        virtualenv = {{ virtualenv }}
+        pythonpath = /srv/my-shop/app
+        master = true
+        need-app = true
+        # nginx may connect; nobody else reaches the directory of the socket.
+        chmod-socket = 666
+        hook-master-start = unix_signal:15 gracefully_kill_them_all
+        harakiri = 20
+        ");
+        assert_eq!(profile.build.packages, ["build-essential", "python3-dev"]);
+        let command = &profile.processes[0].command;
+        assert!(
+            command.starts_with("uwsgi --http-socket \"${listen_web#unix:}\" --ini"),
+            "{command}"
+        );
+        assert!(draft.assumptions.contains(&"not taken over from uwsgi.ini: chdir".to_owned()));
+    }
+
+    #[test]
+    fn a_django_project_gets_settings_of_the_node() {
+        let draft = drafted(&[
+            ("manage.py", "os.environ.setdefault('DJANGO_SETTINGS_MODULE', 'shop.settings')\n"),
+            (
+                "shop/settings.py",
+                "SECRET_KEY = 'x'\nDEBUG = True\nMIDDLEWARE = []\nINSTALLED_APPS = ['django.contrib.staticfiles']\nSTATIC_URL = 'static/'\nMEDIA_URL = '/media/'\nMEDIA_ROOT = BASE / 'media'\nDATABASES = {'default': {'ENGINE': 'django.db.backends.sqlite3'}}\n",
+            ),
+            ("requirements.txt", "django\n"),
+        ]);
+        let profile = profile::parse(&draft.profile).expect("it was read already");
+        let jobs: Vec<&str> = profile.jobs.iter().map(|job| job.name.as_str()).collect();
+        assert_eq!(jobs, ["collect-static", "migrate"]);
+        let data: Vec<&str> = profile.data.iter().map(|data| data.name.as_str()).collect();
+        assert_eq!(data, ["database", "media"]);
+        let settings = profile.files[0].content.as_deref().unwrap_or_default();
+        for line in [
+            "from shop.settings import *",
+            "SECRET_KEY = secret(\"SECRET_KEY\")",
+            "DEBUG = False",
+            "STATIC_ROOT = \"/srv/my-shop/static\"",
+            "MIDDLEWARE = [\"node_settings.remote_address\", *MIDDLEWARE]",
+        ] {
+            assert!(settings.lines().any(|one| one == line), "{line} in {settings}");
+        }
+        // Rendering it changes nothing of it but the values it has none of.
+        let values = crate::template::Values::of(&profile);
+        let rendered = crate::template::render(settings, &values).expect("it is a template");
+        assert_eq!(rendered.trim_end(), settings.trim_end());
+    }
 }
