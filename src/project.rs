@@ -6,8 +6,10 @@ mod debian;
 mod django;
 mod draft;
 mod metadata;
+mod node_settings;
 mod requirement;
 mod script;
+mod server;
 mod survey;
 mod uwsgi;
 mod variable;
@@ -114,7 +116,7 @@ fn first(
         return Some(Served::Callable(callable));
     }
     let page = |directory: &&str| survey.has(&survey::join(directory, "index.html"));
-    let directory = [""].iter().chain(&SITES).copied().find(|it| page(&it));
+    let directory = [""].iter().chain(&SITES).copied().find(page);
     // A package with a page in it is not a site.
     directory.filter(|_| survey.scripts().is_empty()).map(|it| Served::Files(it.to_owned()))
 }

@@ -63,7 +63,7 @@ fn init_says_what_it_assumed_and_what_comes_next() {
             "bookworm, which has Python 3.11: the project asks for no Python",
             "farmctl-requirements.txt adds gunicorn to requirements.txt",
             "build-essential, libpq-dev and python3-dev to build psycopg2",
-            "the project is no distribution that brings app:app: all of it is copied",
+            "all of the project is copied to /srv/shop/app",
         ]
     );
     let expected =

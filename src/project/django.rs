@@ -177,7 +177,7 @@ fn read(survey: &Survey, entry: &Entry) -> Option<Django> {
             .find_map(|line| line.assignment().filter(|(known, _)| *known == name))
             .map(|(_, value)| value)
     };
-    let key = value("SECRET_KEY").and_then(|text| variable_in(text));
+    let key = value("SECRET_KEY").and_then(variable_in);
     let mut variables = variable::needed(&source);
     variables.retain(|name| key.as_ref() != Some(name));
     let database = match value("DATABASES") {

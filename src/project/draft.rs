@@ -8,7 +8,9 @@ use super::callable::{Callable, Interface, ready_path};
 use super::debian::{self, Packages};
 use super::django::{Database, Django, SecretKey};
 use super::metadata::{Metadata, Wanted};
+use super::node_settings::{self, MODULE};
 use super::requirement::Requirement;
+use super::server::{GUNICORN, Server, Serving};
 use super::survey::{Survey, directory, join};
 use super::variable;
 use super::{Project, Served, Wish, recognise};
@@ -17,12 +19,6 @@ use crate::profile;
 
 /// The file requirements are written to where the project's own do not suffice.
 pub const REQUIREMENTS: &str = "farmctl-requirements.txt";
-/// The module of Django settings a profile brings.
-const SETTINGS: &str = "node_settings";
-/// The first major version of gunicorn with a control socket that stays off by an option
-/// of its own (<https://docs.gunicorn.org/en/stable/news.html>).
-const GUNICORN: u32 = 27;
-
 /// A profile, what lies beside it, and what was assumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
@@ -95,7 +91,7 @@ fn version_of(version: &str) -> String {
 }
 
 /// A string of TOML.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
@@ -112,52 +108,30 @@ fn and(words: &[&str]) -> String {
     }
 }
 
-/// Which program serves.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Server {
-    Gunicorn,
-    /// gunicorn with uvicorn's workers.
-    Uvicorn,
-    Uwsgi,
-}
-
-/// A server, what it serves and from where.
-struct Serving {
-    server: Server,
-    application: String,
-    /// Working directory.
-    directory: String,
-    ready: String,
-    /// Environment variables with their values.
-    environment: Vec<(String, String)>,
-    /// Secrets the application reads from its environment.
-    secrets: Vec<String>,
-}
-
-struct Writer<'a> {
-    survey: &'a Survey,
-    project: &'a Project,
-    wish: &'a Wish,
-    name: String,
+pub(super) struct Writer<'a> {
+    pub(super) survey: &'a Survey,
+    pub(super) project: &'a Project,
+    pub(super) wish: &'a Wish,
+    pub(super) name: String,
     /// The directory everything of the application lies in.
-    home: String,
-    text: String,
-    requirements: Option<String>,
-    assumptions: Vec<String>,
+    pub(super) home: String,
+    pub(super) text: String,
+    pub(super) requirements: Option<String>,
+    pub(super) assumptions: Vec<String>,
 }
 
 impl Writer<'_> {
-    fn assume(&mut self, what: impl Into<String>) {
+    pub(super) fn assume(&mut self, what: impl Into<String>) {
         self.assumptions.push(what.into());
     }
 
-    fn line(&mut self, line: impl AsRef<str>) {
+    pub(super) fn line(&mut self, line: impl AsRef<str>) {
         self.text.push_str(line.as_ref());
         self.text.push('\n');
     }
 
     /// A section after an empty line, with the comment above it.
-    fn section(&mut self, comment: &str, header: &str) {
+    pub(super) fn section(&mut self, comment: &str, header: &str) {
         self.text.push('\n');
         for line in comment.lines() {
             self.line(format!("# {line}"));
@@ -184,7 +158,7 @@ impl Writer<'_> {
         self.environment(&suite, Some(&packages));
         self.build(&packages);
         self.python();
-        self.copies(&serving);
+        self.copies();
         match &self.project.served {
             Served::Django(django) => self.django(django, &serving),
             _ => self.process(&serving),
@@ -537,7 +511,7 @@ impl Writer<'_> {
         }
     }
 
-    fn copies(&mut self, serving: &Serving) {
+    fn copies(&mut self) {
         if self.installs() {
             return;
         }
@@ -548,187 +522,9 @@ impl Writer<'_> {
         let to = format!("{}/app", self.home);
         self.line("from = \".\"");
         self.line(format!("to = {}", quoted(&to)));
-        self.assume(format!(
-            "the project is no distribution that brings {}: all of it is copied",
-            serving.application
-        ));
+        self.assume(format!("all of the project is copied to {to}"));
         if self.survey.has(".env") {
             self.assume(".env is in the tarball, too: move it away if there are secrets in it");
-        }
-    }
-
-    /// The server's command, for an application as a word of sh.
-    fn command(&self, serving: &Serving) -> (String, Option<String>) {
-        let application = if serving.application.contains('(') {
-            format!("'{}'", serving.application)
-        } else {
-            serving.application.clone()
-        };
-        let mut options = String::new();
-        if self.has_configuration(serving) {
-            let _ = write!(options, " --config {}/gunicorn.conf.py", self.home);
-        }
-        let gunicorn = self.project.metadata.wanted.get("gunicorn");
-        if gunicorn.is_none_or(|asked| !asked.is_below(GUNICORN)) {
-            options.push_str(" --no-control-socket");
-        }
-        if serving.server == Server::Uvicorn {
-            options.push_str(" --worker-class uvicorn_worker.UvicornWorker");
-        }
-        match serving.server {
-            Server::Gunicorn | Server::Uvicorn => (
-                format!(
-                    "gunicorn --bind {{{{ listen.web }}}} --workers {{{{ workers }}}} \\\n {options} {application}"
-                ),
-                Some(format!("gunicorn --check-config{options} {application}")),
-            ),
-            Server::Uwsgi => (
-                format!(
-                    "uwsgi --http-socket \"${{listen_web#unix:}}\" \\\n  --ini {}/uwsgi.ini --processes {{{{ workers }}}}",
-                    self.home
-                ),
-                Some(format!(
-                    "python -c 'import {}'",
-                    application.split(':').next().unwrap_or_default().trim_matches('\'')
-                )),
-            ),
-        }
-    }
-
-    /// Whether gunicorn needs a configuration: for secrets in the environment.
-    fn has_configuration(&self, serving: &Serving) -> bool {
-        let is_django = matches!(self.project.served, Served::Django(_));
-        !serving.secrets.is_empty() && !is_django && serving.server != Server::Uwsgi
-    }
-
-    fn process(&mut self, serving: &Serving) {
-        let (command, check) = self.command(serving);
-        let comment = match serving.server {
-            Server::Gunicorn => {
-                "gunicorn: SIGHUP makes new workers, and the old ones finish what they do."
-            }
-            Server::Uvicorn => {
-                "gunicorn with uvicorn's workers: SIGHUP makes new ones, and the old ones finish\n\
-                 what they do."
-            }
-            Server::Uwsgi => "uWSGI: SIGHUP loads the application anew, the socket stays open.",
-        };
-        self.section(comment, "[[process]]");
-        self.line("name = \"web\"");
-        self.line(format!("command = \"\"\"{command}\"\"\""));
-        if serving.directory != "/" {
-            self.line(format!("directory = {}", quoted(&serving.directory)));
-        }
-        let mut environment = serving.environment.clone();
-        if let Served::Django(_) = &self.project.served {
-            self.line(
-                "# SITE_HOSTS: the names the site answers to, with blanks between; \"*\" is any.",
-            );
-            environment.push(("DJANGO_SETTINGS_MODULE".to_owned(), SETTINGS.to_owned()));
-            environment.push(("SITE_HOSTS".to_owned(), "localhost 127.0.0.1".to_owned()));
-        }
-        self.variables_line(&environment);
-        self.line("reload = \"HUP\"");
-        if let Some(check) = check {
-            self.line("# Whether the new code can be loaded, asked before a reload.");
-            self.line(format!("check = {}", quoted(&check)));
-        }
-        self.line("# Any status from 200 to 399 is ready.");
-        self.line(format!("ready = {{ http = {}, within = \"60s\" }}", quoted(&serving.ready)));
-        self.line("stop = { signal = \"TERM\", within = \"30s\" }");
-        if serving.server == Server::Uwsgi {
-            self.uwsgi(serving);
-        } else if self.has_configuration(serving) {
-            self.configuration(serving);
-        }
-        self.secrets(&serving.secrets);
-        if !matches!(self.project.served, Served::Django(_)) {
-            self.front_of_callable();
-        }
-    }
-
-    fn variables_line(&mut self, environment: &[(String, String)]) {
-        if !environment.is_empty() {
-            let all: Vec<String> = environment
-                .iter()
-                .map(|(name, value)| format!("{name} = {}", quoted(value)))
-                .collect();
-            self.line(format!("environment = {{ {} }}", all.join(", ")));
-        }
-    }
-
-    /// gunicorn's configuration: secrets become variables of its environment.
-    fn configuration(&mut self, serving: &Serving) {
-        self.section(
-            "The application reads secrets from its environment, and farmctl gives them as files.",
-            "[[file]]",
-        );
-        let names: Vec<String> = serving.secrets.iter().map(|name| quoted(name)).collect();
-        self.line(format!("path = \"{}/gunicorn.conf.py\"", self.home));
-        self.line(format!(
-            "content = '''\nimport os\nfrom pathlib import Path\n\n\
-             for name in [{}]:\n    \
-             os.environ[name] = Path(\"/run/project/secrets\", name).read_text(encoding=\"utf-8\").strip()\n'''",
-            names.join(", ")
-        ));
-    }
-
-    fn uwsgi(&mut self, serving: &Serving) {
-        let kept = match &self.project.served {
-            Served::Uwsgi(ini, _) => {
-                if !ini.left.is_empty() {
-                    self.assumptions.push(format!(
-                        "not taken over from {}: {}",
-                        ini.path,
-                        ini.left.join(", ")
-                    ));
-                }
-                ini.kept.clone()
-            }
-            _ => Vec::new(),
-        };
-        self.section(
-            "uWSGI's settings. SIGTERM lets requests end, where uWSGI's own way is to reload.",
-            "[[file]]",
-        );
-        self.line(format!("path = \"{}/uwsgi.ini\"", self.home));
-        let (module, name) =
-            serving.application.split_once(':').unwrap_or((&serving.application, "application"));
-        let mut text =
-            format!("[uwsgi]\nmodule = {module}\ncallable = {}\n", name.trim_end_matches("()"));
-        if name.ends_with("()") {
-            text = format!("[uwsgi]\nmodule = {module}:{name}\n");
-        }
-        text.push_str("virtualenv = {{ virtualenv }}\n");
-        if serving.directory != "/" {
-            let _ = writeln!(text, "pythonpath = {}", serving.directory);
-        }
-        text.push_str(
-            "master = true\nneed-app = true\n# nginx may connect; nobody else reaches the directory of the socket.\n\
-             chmod-socket = 666\nhook-master-start = unix_signal:15 gracefully_kill_them_all\n",
-        );
-        for name in &serving.secrets {
-            let _ = writeln!(text, "env = {name}=@(/run/project/secrets/{name})");
-        }
-        for (key, value) in kept {
-            let _ = writeln!(text, "{key} = {value}");
-        }
-        self.line(format!("content = '''\n{text}'''"));
-    }
-
-    fn secrets(&mut self, names: &[String]) {
-        for name in names {
-            let random = variable::is_random(name);
-            let comment = if random {
-                "Made at install, kept on the node, never in a tarball."
-            } else {
-                "Never in a tarball: a line NAME=VALUE in the node's /etc/farmctl/apps."
-            };
-            self.section(comment, "[[secret]]");
-            self.line(format!("name = {}", quoted(name)));
-            if random {
-                self.line("generate = true");
-            }
         }
     }
 
@@ -743,7 +539,7 @@ impl Writer<'_> {
         self.line(format!("path = {}", quoted(path)));
     }
 
-    fn front_of_callable(&mut self) {
+    pub(super) fn front_of_callable(&mut self) {
         self.front(FRONT);
         let statics = match &self.project.served {
             Served::Callable(one) | Served::Uwsgi(_, Some(one)) => one.statics.clone(),
@@ -779,11 +575,11 @@ impl Writer<'_> {
             "Settings of the node, over the project's own: where files lie, what only the node knows.",
             "[[file]]",
         );
-        self.line(format!("path = \"{}/{SETTINGS}.py\"", serving.directory));
-        let settings = node_settings(django, &home);
+        self.line(format!("path = \"{}/{MODULE}.py\"", serving.directory));
+        let settings = node_settings::text(django, &home);
         self.line(format!("content = '''\n{settings}'''"));
         self.assume(format!(
-            "{SETTINGS}.py, a [[file]], takes over {} for the node",
+            "{MODULE}.py, a [[file]], takes over {} for the node",
             django.settings
         ));
         if django.debug {
@@ -847,7 +643,7 @@ impl Writer<'_> {
         self.line(format!("command = {}", quoted(command)));
         self.line(format!("directory = {}", quoted(&serving.directory)));
         let mut environment = serving.environment.clone();
-        environment.push(("DJANGO_SETTINGS_MODULE".to_owned(), SETTINGS.to_owned()));
+        environment.push(("DJANGO_SETTINGS_MODULE".to_owned(), MODULE.to_owned()));
         if at_bake {
             environment.push(("SITE_WITHOUT_SECRETS".to_owned(), "yes".to_owned()));
         }
@@ -875,81 +671,6 @@ fn said(callable: &Callable) -> String {
     };
     let what = if callable.framework.is_empty() { interface } else { callable.framework };
     format!("{what}: {} ({})", callable.written(), callable.file)
-}
-
-/// The text of the settings of a node. Nothing in it looks like a template's.
-fn node_settings(django: &Django, home: &str) -> String {
-    let Django { settings, .. } = django;
-    let mut text = format!(
-        "import os\nfrom pathlib import Path\n\n\n\
-         def secret(name):\n    \
-         \"\"\"A secret of the node; at bake, where there are none, one that is thrown away.\"\"\"\n    \
-         if os.environ.get(\"SITE_WITHOUT_SECRETS\"):\n        \
-         return \"none at bake\"\n    \
-         return Path(\"/run/project/secrets\", name).read_text(encoding=\"utf-8\").strip()\n\n\n"
-    );
-    let mut variables: Vec<&String> =
-        django.variables.iter().filter(|name| variable::is_secret(name)).collect();
-    if let SecretKey::Variable(name) = &django.secret_key {
-        variables.insert(0, name);
-    }
-    for name in variables {
-        let _ = writeln!(text, "os.environ[\"{name}\"] = secret(\"{name}\")");
-    }
-    if django.database == Database::Sqlite {
-        let _ = writeln!(
-            text,
-            "os.environ.setdefault(\"DATABASE_URL\", \"sqlite:///{home}/data/site.sqlite3\")"
-        );
-    }
-    let _ = write!(text, "\nfrom {settings} import *\n\n");
-    if django.secret_key == SecretKey::Override {
-        text.push_str("SECRET_KEY = secret(\"SECRET_KEY\")\n");
-    }
-    if django.debug {
-        text.push_str("DEBUG = False\n");
-    }
-    let hosts = if django.has_hosts { "*ALLOWED_HOSTS, " } else { "" };
-    let _ = writeln!(
-        text,
-        "ALLOWED_HOSTS = [{hosts}*os.environ.get(\"SITE_HOSTS\", \"\").split()]\n\
-         # Only nginx reaches the server, and it sets this header itself.\n\
-         SECURE_PROXY_SSL_HEADER = (\"HTTP_X_FORWARDED_PROTO\", \"https\")"
-    );
-    if django.has_middleware {
-        let _ = writeln!(
-            text,
-            "\n\ndef remote_address(get_response):\n    \
-             \"\"\"The client's address, which nginx tells: a unix socket has none.\"\"\"\n\n    \
-             def answer(request):\n        \
-             request.META[\"REMOTE_ADDR\"] = request.META.get(\"HTTP_X_REAL_IP\", \"127.0.0.1\")\n        \
-             return get_response(request)\n\n    \
-             return answer\n\n\n\
-             MIDDLEWARE = [\"{SETTINGS}.remote_address\", *MIDDLEWARE]"
-        );
-    }
-    if django.database == Database::Sqlite {
-        let _ = writeln!(
-            text,
-            "if DATABASES[\"default\"][\"ENGINE\"].endswith(\".sqlite3\"):\n    \
-             DATABASES[\"default\"][\"NAME\"] = \"{home}/data/site.sqlite3\""
-        );
-    }
-    if django.static_location.is_some() {
-        let _ = writeln!(text, "STATIC_ROOT = \"{home}/static\"");
-    }
-    if django.media_location.is_some() {
-        let _ = writeln!(text, "MEDIA_ROOT = \"{home}/media\"");
-    }
-    if !django.has_logging {
-        text.push_str(
-            "# Errors go where the server's own lines go.\n\
-             LOGGING = dict(\n    version=1,\n    disable_existing_loggers=False,\n    \
-             handlers=dict(stderr=dict([(\"class\", \"logging.StreamHandler\")])),\n    \
-             root=dict(handlers=[\"stderr\"], level=\"WARNING\"),\n)\n",
-        );
-    }
-    text
 }
 
 #[cfg(test)]

@@ -124,9 +124,7 @@ pub fn read(survey: &Survey) -> Metadata {
         files.push((file, Words { python, ..Words::default() }));
     }
     let first = |word: fn(&Words) -> &Option<String>| {
-        files
-            .iter()
-            .find_map(|(file, words)| word(words).clone().map(|value| Said { value, file: *file }))
+        files.iter().find_map(|(file, words)| word(words).clone().map(|value| Said { value, file }))
     };
     let builds = pyproject.as_ref().is_some_and(|table| table.contains_key("build-system"));
     let has = |file: &'static str| survey.has(file).then_some(file);
