@@ -60,6 +60,7 @@ impl Cli {
 #[expect(missing_docs, reason = "each is documented by its arguments")]
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    Init(commands::init::Args),
     Bootstrap(commands::bootstrap::Args),
     Lock(commands::lock::Args),
     Bake(commands::bake::Args),

@@ -99,11 +99,17 @@ pub fn export_static(
     Ok(())
 }
 
-/// Makes the way from nginx to a session: its socket, and its release's static files.
+/// Makes the way from nginx to a session: its socket, if a process answers requests, and its
+/// release's static files.
 ///
 /// # Errors
 /// When a link cannot be made.
-pub fn make_way(layout: &Layout, manifest: &Manifest, session: &str, socket: &Path) -> Result<()> {
+pub fn make_way(
+    layout: &Layout,
+    manifest: &Manifest,
+    session: &str,
+    socket: Option<&Path>,
+) -> Result<()> {
     let way = layout.way(session);
     file::make_directory(&layout.front(), 0o755)?;
     file::make_directory(&layout.ways(), 0o755)?;
@@ -118,7 +124,10 @@ pub fn make_way(layout: &Layout, manifest: &Manifest, session: &str, socket: &Pa
         let link = files.join(layout::location_key(&location.location));
         file::link(&export.join(index.to_string()), &link)?;
     }
-    file::link(socket, &way.join(WAY_SOCKET))
+    match socket {
+        Some(socket) => file::link(socket, &way.join(WAY_SOCKET)),
+        None => Ok(()),
+    }
 }
 
 /// Has nginx ask at `socket` what the session refuses or breaks off, while it serves: a
@@ -153,9 +162,14 @@ pub fn remove_way(layout: &Layout, session: &str) -> Result<()> {
 }
 
 /// Whether requests are led to the session.
-fn leads_to(layout: &Layout, app: &str, session: &str) -> bool {
-    fs::read_link(layout.front_link(app)).is_ok_and(|way| way == layout.way(session))
-        && fs::symlink_metadata(layout.way(session).join(WAY_SOCKET)).is_ok()
+fn leads_to(layout: &Layout, manifest: &Manifest, session: &str) -> bool {
+    let way = layout.way(session);
+    let end = match manifest.profile.front_process() {
+        Some(_) => way.join(WAY_SOCKET),
+        None => way.join(WAY_FILES),
+    };
+    fs::read_link(layout.front_link(&manifest.name)).is_ok_and(|led| led == way)
+        && fs::symlink_metadata(end).is_ok()
 }
 
 /// Whether nginx runs with the application's vhost, answers on its addresses, and leads
@@ -168,7 +182,7 @@ pub fn is_published(layout: &Layout, manifest: &Manifest, session: &str) -> Resu
         return Ok(true);
     };
     let text = vhost::render(layout, manifest, &Site::of(layout, &manifest.name, front))?;
-    Ok(leads_to(layout, &manifest.name, session)
+    Ok(leads_to(layout, manifest, session)
         && is_enabled(&manifest.name, &text)?
         && nginx::master()?.is_some()
         && listener::accepts(front))

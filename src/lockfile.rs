@@ -295,8 +295,37 @@ pub fn all_hashed(text: &str) -> bool {
         .all(|line| line.contains("--hash=sha256:"))
 }
 
+/// Another file that a line of requirements names, relative to its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Included<'a> {
+    /// `-r FILE`: its requirements are these, too.
+    Requirements(&'a str),
+    /// `-c FILE`: its versions are kept to.
+    Constraints(&'a str),
+}
+
+/// The file a line of requirements includes. What lies elsewhere, at a URL or an absolute
+/// path, is none of the project's.
+#[must_use]
+pub fn included(line: &str) -> Option<Included<'_>> {
+    let line = line.trim();
+    let after = |long: &str, short: &str| {
+        let rest = match line.strip_prefix(long) {
+            Some(rest) => rest.strip_prefix(['=', ' ', '\t'])?,
+            None => line.strip_prefix(short)?,
+        };
+        let name = rest.split(" #").next().unwrap_or(rest).trim();
+        let is_beside = !name.is_empty() && !name.starts_with('/') && !name.contains("://");
+        (is_beside && !name.split('/').any(|part| part == "..")).then_some(name)
+    };
+    after("--requirement", "-r")
+        .map(Included::Requirements)
+        .or_else(|| after("--constraint", "-c").map(Included::Constraints))
+}
+
 /// Lines with continuations joined and comments removed (pip's requirements format).
-fn logical_lines(text: &str) -> Vec<String> {
+#[must_use]
+pub fn logical_lines(text: &str) -> Vec<String> {
     let joined = text.replace("\\\r\n", " ").replace("\\\n", " ");
     joined
         .lines()
@@ -389,6 +418,18 @@ mod tests {
                 ("d".to_owned(), None, word("1")),
             ]
         );
+    }
+
+    #[test]
+    fn included_files_are_known_by_their_options() {
+        for line in ["-r base.txt", "-rbase.txt", "--requirement=base.txt  # x", " -r\tbase.txt\n"]
+        {
+            assert_eq!(included(line), Some(Included::Requirements("base.txt")), "{line}");
+        }
+        assert_eq!(included("--constraint a/b.txt"), Some(Included::Constraints("a/b.txt")));
+        for line in ["-r https://example.org/a.txt", "-r /etc/a", "-r ../a", "requests", "-e ."] {
+            assert_eq!(included(line), None, "{line}");
+        }
     }
 
     #[test]

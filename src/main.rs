@@ -44,6 +44,7 @@ fn main() -> ExitCode {
 
 fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
     match verb {
+        Verb::Init(args) => commands::init::run(args, context),
         Verb::Bootstrap(args) => commands::bootstrap::run(args, context),
         Verb::Lock(args) => commands::lock::run(args, context),
         Verb::Bake(args) => commands::bake::run(args, context),

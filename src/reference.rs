@@ -292,7 +292,7 @@ pub const KEYS: &[Key] = &[
     key("front", "static", Tables, Nothing, "See `[[front.static]]`."),
     key("front", "max-body-mib", Number, Value("16"), "Largest request body, in MiB."),
 
-    key("front.static", "location", Text, Required, "URL prefix: `/static/`."),
+    key("front.static", "location", Text, Required, "URL prefix: `/static/`; `/`, for all of a site without processes."),
     key("front.static", "path", Text, Required, "Directory in the release, exported at install, or in one of the `[[data]]` directories."),
 ];
 

@@ -215,13 +215,12 @@ pub fn publish_front(
 /// # Errors
 /// When a link cannot be made.
 pub fn make_way(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Result<()> {
-    let Some(socket) = front_socket(app, session, manifest, node) else {
-        bail!("the profile has a front but no process");
-    };
-    front::make_way(node.layout(), manifest, &session.name, &socket)
+    let socket = front_socket(app, session, manifest, node);
+    front::make_way(node.layout(), manifest, &session.name, socket.as_deref())
 }
 
-/// The socket requests to a session go to; none if nothing leads to its release.
+/// The socket requests to a session go to; none if nothing leads to its release, or to its
+/// files alone.
 #[must_use]
 pub fn front_socket(
     app: &App,

@@ -11,6 +11,7 @@ use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
 use crate::lockfile::{self, LockFile};
 use crate::profile::{self, Profile};
+use crate::project::Survey;
 use crate::run::check_interrupted;
 
 /// Names that never belong to a project's files: version control, byte code, other
@@ -203,6 +204,33 @@ fn copy_one(from: &Path, to: &Path, metadata: &fs::Metadata, epoch: i64) -> Resu
         }
     };
     copy().with_context(|| format!("copying {}", from.display()))
+}
+
+/// Largest file whose text a survey reads, in bytes: a source is smaller.
+const READ_LIMIT: u64 = 1 << 20;
+
+/// The files of a project's directory, with the texts that say what it is.
+///
+/// # Errors
+/// When something in it cannot be read.
+pub fn survey(directory: &Path) -> Result<Survey> {
+    let mut survey = Survey::default();
+    walk(directory, Path::new(""), &mut |path, inside, metadata| {
+        if metadata.is_dir() {
+            return Ok(());
+        }
+        let name = inside.to_string_lossy();
+        let wanted = metadata.is_file() && metadata.len() <= READ_LIMIT && Survey::wants(&name);
+        let text = if wanted {
+            let bytes = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+            String::from_utf8(bytes).ok()
+        } else {
+            None
+        };
+        survey.add(name, text);
+        Ok(())
+    })?;
+    Ok(survey)
 }
 
 /// Copies a file or a directory with everything in it, modes and links kept, owned by root.

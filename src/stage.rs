@@ -1,6 +1,7 @@
 //! The place a bake works in: a fork of the environment's volume with the project's
 //! files, the installer and the build packages in it.
 
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -138,15 +139,15 @@ impl Stage {
         storage.remove(&self.volume)
     }
 
-    /// The requirements file inside, if the profile has one, and its text.
+    /// The requirements file inside, if the profile has one, and its text with that of the
+    /// files it includes: a lock is for all of it.
     ///
     /// # Errors
     /// When it is not there after the `before` steps.
     pub fn requirements(&self, python: &Python) -> Result<Option<(String, String)>> {
         let Some(file) = &python.requirements else { return Ok(None) };
         let inside = Path::new(python::PROJECT).join(file);
-        let path = self.chroot.outside(&inside);
-        let text = std::fs::read_to_string(&path)
+        let text = whole_requirements(&self.chroot.outside(python::PROJECT), file, 0)
             .with_context(|| format!("reading python.requirements {}", file.display()))
             .hint("the path is relative to the profile; build.before may write the file")?;
         Ok(Some((inside.to_string_lossy().into_owned(), text)))
@@ -182,6 +183,41 @@ impl Stage {
 #[must_use]
 pub fn built_project(python: &Python) -> Option<&str> {
     python.project.as_deref().filter(|project| !python::build::is_wheel(Path::new(project)))
+}
+
+/// How deep requirements files include others, at most.
+const DEPTH: usize = 16;
+
+/// A requirements file in a directory, with what `-r FILE` includes in its place and what
+/// `-c FILE` names behind it, as a comment.
+fn whole_requirements(directory: &Path, file: &Path, depth: usize) -> Result<String> {
+    let text = std::fs::read_to_string(directory.join(file))
+        .with_context(|| format!("reading {}", file.display()))?;
+    if depth == DEPTH {
+        return crate::error::refuse(
+            format_args!("{} is included by files it includes", file.display()),
+            "take one of the -r lines away",
+        );
+    }
+    let mut whole = String::new();
+    for line in text.split_inclusive('\n') {
+        let beside = |name: &str| file.parent().unwrap_or(Path::new("")).join(name);
+        match lockfile::included(line) {
+            None => whole.push_str(line),
+            Some(lockfile::Included::Requirements(name)) => {
+                let inner = whole_requirements(directory, &beside(name), depth + 1)?;
+                whole.push_str(inner.trim_end());
+                whole.push('\n');
+            }
+            Some(lockfile::Included::Constraints(name)) => {
+                let name = beside(name);
+                let inner = whole_requirements(directory, &name, depth + 1)?;
+                let _ = writeln!(whole, "-c {}", name.display());
+                whole.extend(inner.lines().map(|line| format!("# {line}\n")));
+            }
+        }
+    }
+    Ok(whole)
 }
 
 /// The environment of a profile, bootstrapped.
@@ -264,4 +300,33 @@ pub fn compiled_paths(profile: &Profile) -> Vec<PathBuf> {
     }
     paths.sort();
     paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn included_requirements_stand_where_they_are_included() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let write = |name: &str, text: &str| {
+            std::fs::write(root.path().join(name), text).expect("it is writable");
+        };
+        std::fs::create_dir(root.path().join("needs")).expect("it is writable");
+        write("all.txt", "-r needs/base.txt\ngunicorn\n");
+        write("needs/base.txt", "flask  # yes\n-c pins.txt\n--requirement=more.txt");
+        write("needs/pins.txt", "flask<4\n");
+        write("needs/more.txt", "redis");
+        let read = |name: &str| whole_requirements(root.path(), Path::new(name), 0);
+        assert_eq!(
+            read("all.txt").expect("all are there"),
+            "flask  # yes\n-c needs/pins.txt\n# flask<4\nredis\ngunicorn\n"
+        );
+        write("needs/more.txt", "-r base.txt\n");
+        let error = format!("{:#}", read("all.txt").expect_err("they go round"));
+        assert!(error.contains("is included by files it includes"), "{error}");
+        write("needs/more.txt", "-r none.txt\n");
+        let error = format!("{:#}", read("all.txt").expect_err("there is none"));
+        assert!(error.contains("reading needs/none.txt"), "{error}");
+    }
 }

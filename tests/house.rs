@@ -40,8 +40,9 @@ const HANDS: [&str; 32] = [
     "node",
     "undo",
 ];
-const PLANS: [&str; 13] = [
+const PLANS: [&str; 14] = [
     "profile",
+    "project",
     "reference",
     "template",
     "start_script",

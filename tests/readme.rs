@@ -33,6 +33,44 @@ fn the_profile_reference_of_the_readme_is_the_codes() {
     );
 }
 
+/// The TOML between the fences after each mark.
+fn recipes(text: &str) -> Vec<&str> {
+    let after = text.split("<!-- recipe -->\n").skip(1);
+    after
+        .map(|rest| {
+            let (fence, rest) = rest.split_once('\n').expect("a fence follows the mark");
+            assert_eq!(fence, "```toml");
+            rest.split_once("\n```\n").expect("the fence is closed").0
+        })
+        .collect()
+}
+
+#[test]
+fn every_recipe_of_the_readme_is_a_profile() {
+    let (_, text) = readme();
+    let recipes = recipes(&text);
+    assert_eq!(recipes.len(), 5);
+    for recipe in recipes {
+        let head = "schema = 1\nname = \"shop\"\nversion = \"1.0.0\"\n\n[environment]\n\
+                    suite = \"bookworm\"\npackages = [\"python3\"]\n\n";
+        let whole = format!("{head}{recipe}\n");
+        let profile = match farmctl::profile::parse(&whole) {
+            Ok(profile) => profile,
+            Err(error) => panic!("{}\n{whole}", farmctl::error::render(&error)),
+        };
+        // Its commands are such that the start script can run them.
+        let script = farmctl::start_script::render(&profile).expect("they are templates");
+        let mut dash = Command::new("dash");
+        dash.arg("-n").arg("-c").arg(&script);
+        assert!(dash.status().expect("it is Debian's sh").success(), "{script}");
+        let values = farmctl::template::Values::of(&profile);
+        for file in &profile.files {
+            let content = file.content.as_deref().expect("it is written there");
+            farmctl::template::render(content, &values).expect("it is a template");
+        }
+    }
+}
+
 #[test]
 fn every_verb_of_the_readme_exists() {
     let (_, text) = readme();

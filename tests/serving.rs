@@ -814,6 +814,7 @@ fn every_help_fits_eighty_columns_and_ends_with_an_example() {
     assert_eq!(
         verbs,
         [
+            "init",
             "bootstrap",
             "lock",
             "bake",

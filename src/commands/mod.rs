@@ -31,6 +31,7 @@ pub mod doctor;
 pub mod gc;
 pub mod history;
 mod incoming;
+pub mod init;
 pub mod install;
 pub mod key;
 pub mod list;

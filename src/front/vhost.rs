@@ -112,19 +112,24 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
     let Site { name, prefix, way, front } = site;
     let upstream = format!("{prefix}_{}", key(app));
     let variable = format!("${upstream}_connection");
-    let socket = word(&way.join(WAY_SOCKET))?;
-    let backup = word(&way.join(WAY_BACKUP))?;
-    let mut text = format!(
-        "# Written by farmctl for {app}; changes are lost.\n\
-         map $http_upgrade {variable} {{\n    default close;\n    websocket upgrade;\n}}\n\
-         upstream {upstream} {{\n    \
-             # Links, followed at every connect(2): no keep-alive. The second is there only\n    \
-             # while a release that has just begun to serve is watched.\n    \
-             server unix:{socket} max_fails=0;\n    \
-             server unix:{backup} max_fails=0 backup;\n\
-         }}\n\
-         server {{\n"
-    );
+    // A site of files alone has none.
+    let is_proxied = manifest.profile.front_process().is_some();
+    let mut text = format!("# Written by farmctl for {app}; changes are lost.\n");
+    if is_proxied {
+        let socket = word(&way.join(WAY_SOCKET))?;
+        let backup = word(&way.join(WAY_BACKUP))?;
+        let _ = write!(
+            text,
+            "map $http_upgrade {variable} {{\n    default close;\n    websocket upgrade;\n}}\n\
+             upstream {upstream} {{\n    \
+                 # Links, followed at every connect(2): no keep-alive. The second is there only\n    \
+                 # while a release that has just begun to serve is watched.\n    \
+                 server unix:{socket} max_fails=0;\n    \
+                 server unix:{backup} max_fails=0 backup;\n\
+             }}\n"
+        );
+    }
+    text.push_str("server {\n");
     // Without names it is for every name: also for those no other vhost has.
     let names =
         if front.server_names.is_empty() { "_".to_owned() } else { front.server_names.join(" ") };
@@ -139,22 +144,24 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
     // races with the client's next request: `wrk -c32` counts some 4 read errors in
     // 40,000 requests, without any reload, and none with this.
     let _ = writeln!(text, "    keepalive_requests 1000000;");
-    let _ = write!(
-        text,
-        "\n    location / {{\n        \
-             proxy_pass http://{upstream};\n        \
-             # Not after a time-out: what is slow would be done twice.\n        \
-             proxy_next_upstream error;\n        \
-             proxy_http_version 1.1;\n        \
-             proxy_redirect off;\n        \
-             proxy_set_header Host $http_host;\n        \
-             proxy_set_header Upgrade $http_upgrade;\n        \
-             proxy_set_header Connection {variable};\n        \
-             proxy_set_header X-Real-IP $remote_addr;\n        \
-             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n        \
-             proxy_set_header X-Forwarded-Proto $scheme;\n        \
-             proxy_set_header X-Forwarded-Host $http_host;\n    }}\n"
-    );
+    if is_proxied {
+        let _ = write!(
+            text,
+            "\n    location / {{\n        \
+                 proxy_pass http://{upstream};\n        \
+                 # Not after a time-out: what is slow would be done twice.\n        \
+                 proxy_next_upstream error;\n        \
+                 proxy_http_version 1.1;\n        \
+                 proxy_redirect off;\n        \
+                 proxy_set_header Host $http_host;\n        \
+                 proxy_set_header Upgrade $http_upgrade;\n        \
+                 proxy_set_header Connection {variable};\n        \
+                 proxy_set_header X-Real-IP $remote_addr;\n        \
+                 proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n        \
+                 proxy_set_header X-Forwarded-Proto $scheme;\n        \
+                 proxy_set_header X-Forwarded-Host $http_host;\n    }}\n"
+        );
+    }
     for files in &front.statics {
         // With a slash at the end of both, or `/static-old` would lead out of the directory.
         let location = format!("{}/", files.location.trim_end_matches('/'));
@@ -359,6 +366,25 @@ mod tests {
             }
             "#
         );
+    }
+
+    #[test]
+    fn a_site_of_files_alone_asks_nobody() {
+        let mut manifest = manifest(
+            "[front]\nlisten = [\"127.0.0.1:8080\"]\n[[front.static]]\nlocation = \"/static/\"\n\
+             path = \"/srv/shop/files\"\n",
+        );
+        manifest.profile.processes.clear();
+        let front = manifest.profile.front.as_mut().expect("it has one");
+        front.statics[0].location = "/".to_owned();
+        let layout = Layout::new("/", None);
+        let front = manifest.profile.front.clone().expect("it has one");
+        let site = Site::of(&layout, &manifest.name, &front);
+        let text = render(&layout, &manifest, &site).expect("the paths are plain");
+        let (_, locations) = text.split_once("keepalive_requests").expect("it is there");
+        assert_eq!(locations.matches("location").count(), 1, "{text}");
+        assert!(text.contains("location ^~ / {\n        alias /run/farmctl/front/shop/"), "{text}");
+        assert!(!text.contains("upstream") && !text.contains("proxy"), "{text}");
     }
 
     #[test]

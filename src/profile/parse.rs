@@ -625,4 +625,27 @@ path = "/srv/shop/static"
             drop(parse(&format!("{}{}", &SHOP[..from], &SHOP[to..])));
         }
     }
+
+    #[test]
+    fn a_front_leads_to_a_process_or_to_files_alone() {
+        let parse = |process: &str, location: &str| {
+            super::parse(&format!(
+                "schema = 1\nname = \"shop\"\nversion = \"1\"\n[environment]\nsuite = \"trixie\"\n\
+                 {process}[front]\nlisten = [\"80\"]\n[[front.static]]\n\
+                 location = \"{location}\"\npath = \"/srv/shop/files\"\n"
+            ))
+            .map_err(|error| crate::error::render(&error))
+        };
+        let process = "[[process]]\nname = \"web\"\ncommand = \"server\"\n";
+        parse("", "/").expect("it is a site of files");
+        parse(process, "/static/").expect("it has both");
+        insta::assert_snapshot!(parse("", "/static/").expect_err("nothing answers"), @r#"
+        error: line 6, column 1: the profile: there is no process requests could go to
+        hint: a site of files alone has a [[front.static]] with location = "/"
+        "#);
+        insta::assert_snapshot!(parse(process, "/").expect_err("the process gets none"), @r#"
+        error: line 12, column 12: "location" in [[front.static]]: "/" leaves no request to a process
+        hint: it is for sites without processes
+        "#);
+    }
 }

@@ -369,8 +369,18 @@ fn check_front(place: &Place, front: &Front, profile: &Profile) -> Checked {
             return Err(Problem::at(place.key("server-names").index(index), message));
         }
     }
-    if profile.processes.is_empty() {
-        return Err(Problem::at(place.clone(), "there is no process requests could go to"));
+    let everywhere = front.statics.iter().position(|files| files.location == "/");
+    match (everywhere, profile.processes.is_empty()) {
+        (None, true) => {
+            return Err(Problem::at(place.clone(), "there is no process requests could go to")
+                .hint("a site of files alone has a [[front.static]] with location = \"/\""));
+        }
+        (Some(index), false) => {
+            let place = place.key("static").index(index).key("location");
+            return Err(Problem::at(place, "\"/\" leaves no request to a process")
+                .hint("it is for sites without processes"));
+        }
+        _ => {}
     }
     if let Some(name) = &front.process {
         if profile.process(name).is_none() {

@@ -1,0 +1,124 @@
+//! `farmctl init`: a commented profile for the project in a directory.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use super::Context;
+use crate::error::{Exit, Mark as _, refuse};
+use crate::file;
+use crate::project::{self, Draft, REQUIREMENTS, Wish};
+use crate::source;
+
+/// The profile's file, which the other verbs look for in a directory.
+const PROFILE: &str = "profile.toml";
+
+/// Write a commented profile for the project in a directory
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  farmctl init\n  farmctl init /srv/src/shop --dry-run\n  farmctl init shop --app shop.web:create_app --suite trixie\n\nIt reads the project's files and runs none of them."
+)]
+pub struct Args {
+    /// The project's directory
+    #[arg(value_name = "DIR", default_value = ".")]
+    directory: PathBuf,
+    /// The application: MODULE:CALLABLE, Django's settings module, or the file
+    #[arg(long)]
+    app: Option<String>,
+    /// Name of the application, instead of the project's
+    #[arg(long)]
+    name: Option<String>,
+    /// Debian suite, instead of the first whose Python the project runs on
+    #[arg(long)]
+    suite: Option<String>,
+    /// Where nginx listens: PORT or ADDRESS:PORT
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: String,
+    /// Write over a profile that is there
+    #[arg(long)]
+    force: bool,
+    /// Print what was assumed and what comes next as JSON
+    #[arg(long)]
+    json: bool,
+    /// Print the profile instead of writing it
+    #[arg(long)]
+    dry_run: bool,
+}
+
+#[derive(Serialize)]
+struct Written {
+    name: String,
+    /// The files, the profile first.
+    files: Vec<PathBuf>,
+    assumptions: Vec<String>,
+    /// The commands to type next.
+    next: Vec<String>,
+}
+
+/// Carries the verb out; prints the commands to type next.
+///
+/// # Errors
+/// When nothing is recognised in the directory, or it has a profile already.
+pub fn run(args: &Args, context: &Context) -> Result<Exit> {
+    let directory = &args.directory;
+    let whole = directory
+        .canonicalize()
+        .with_context(|| format!("finding the directory {}", directory.display()))
+        .hint("DIR is the directory of a project")
+        .exit(Exit::Usage)?;
+    let survey = source::survey(&whole)?;
+    let wish = Wish {
+        app: args.app.clone(),
+        suite: args.suite.clone(),
+        name: args.name.clone(),
+        listen: args.listen.clone(),
+    };
+    let name = whole.file_name().map(|name| name.to_string_lossy().into_owned());
+    let draft = project::draft(&survey, &name.unwrap_or_default(), &wish)
+        .with_context(|| format!("looking at {}", directory.display()))?;
+    let files = files(&draft, directory);
+    for assumption in &draft.assumptions {
+        context.ui.step(assumption);
+    }
+    if args.dry_run {
+        let texts: Vec<String> = files
+            .iter()
+            .map(|(path, text)| format!("# {}\n{}", path.display(), text.trim_end()))
+            .collect();
+        context.ui.answer(texts.join("\n\n"));
+        return Ok(Exit::Done);
+    }
+    // All of them, before the first is written.
+    if let Some((path, _)) = files.iter().find(|(path, _)| !args.force && path.exists()) {
+        return refuse(
+            format_args!("there is a {} already", path.display()),
+            format!("farmctl init {} --force writes over it", directory.display()),
+        );
+    }
+    // The profile last: with it there, all is there.
+    for (path, text) in files.iter().rev() {
+        file::publish(path, text.as_bytes(), 0o644)?;
+    }
+    let paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    context.ui.done(format!("wrote {}", names.join(" and ")));
+    let next: Vec<String> = ["bootstrap", "lock", "bake"]
+        .iter()
+        .map(|verb| format!("farmctl {verb} {}", directory.display()))
+        .collect();
+    if args.json {
+        let Draft { name, assumptions, .. } = draft;
+        context.ui.json(&Written { name, files: paths, assumptions, next });
+    } else {
+        context.ui.answer(next.join("\n"));
+    }
+    Ok(Exit::Done)
+}
+
+/// Paths and texts of what is written, the profile first.
+fn files(draft: &Draft, directory: &Path) -> Vec<(PathBuf, String)> {
+    let mut files = vec![(directory.join(PROFILE), draft.profile.clone())];
+    files.extend(draft.requirements.clone().map(|text| (directory.join(REQUIREMENTS), text)));
+    files
+}
