@@ -16,8 +16,11 @@ use crate::node::{Object, Transaction};
 use crate::profile::{Profile, Python};
 use crate::python::{self, Choice, Installer};
 use crate::release::EnvironmentRecord;
-use crate::source::Source;
+use crate::source::{self, Source};
 use crate::storage::{Access, Storage, Tree};
+
+/// Where a fork that is kept has the project's files, on itself.
+const KEPT: &str = "/var/tmp/farmctl-build";
 
 /// A fork of an environment, entered.
 #[derive(Debug)]
@@ -87,11 +90,8 @@ impl Stage {
         debian::apt_get(&self.chroot, self.origin, &["update"])
             .run()
             .context("reading the archive's indexes")?;
-        debian::apt_get(&self.chroot, self.origin, &["install"])
-            .args(names)
-            .run()
-            .context("installing the build packages")
-            .hint("are all packages of build.packages in the environment's suite?")
+        let installed = debian::apt_get(&self.chroot, self.origin, &["install"]).args(names).run();
+        debian::explain(installed, "build.packages").context("installing the build packages")
     }
 
     /// Purges every package that was not in the environment before.
@@ -128,6 +128,15 @@ impl Stage {
         )
     }
 
+    /// Keeps the project's files, as the steps have left them, with the fork.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn keep_project(&self) -> Result<()> {
+        let (from, to) = (self.chroot.outside(python::PROJECT), self.chroot.outside(KEPT));
+        source::copy_as_is(&from, &to, 0).context("keeping the project's files")
+    }
+
     /// Leaves the fork and removes it.
     ///
     /// # Errors
@@ -151,6 +160,17 @@ impl Stage {
             .hint("the path is relative to the profile; build.before may write the file")?;
         Ok(Some((inside.to_string_lossy().into_owned(), text)))
     }
+}
+
+/// Enters a fork that was kept, with the project's files where they were.
+///
+/// # Errors
+/// When it cannot be entered.
+pub fn enter_kept(tree: &Path, epoch: i64) -> Result<Chroot> {
+    let mut chroot = Chroot::enter(tree, epoch)?;
+    let kept = chroot.outside(KEPT);
+    chroot.lend_writable(&kept, python::PROJECT)?;
+    Ok(chroot)
 }
 
 /// The environment of a profile, bootstrapped.

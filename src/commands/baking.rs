@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 
 use super::Context;
 use crate::debian::{self, Archive as Mirror, Ownership};
-use crate::error::{Mark as _, refuse};
+use crate::error::{Exit, Mark as _, exit_of, refuse};
 use crate::file;
 use crate::layout::START_SCRIPT;
 use crate::locked::{self, Fit, Network};
@@ -43,6 +43,8 @@ pub(super) struct Baking {
     pub follow: Option<Debian>,
     /// Whether whatever is not locked is refused.
     pub strict: bool,
+    /// Whether what fails is kept for a look.
+    pub keep: bool,
     pub network: Network,
 }
 
@@ -87,8 +89,16 @@ impl Baking {
             out,
             follow,
             strict,
+            keep: false,
             network,
         })
+    }
+}
+
+impl Baking {
+    /// Whether what failed with this error is kept for a look.
+    pub(super) fn keeps(&self, error: &Error) -> bool {
+        self.keep && exit_of(error) != Exit::Interrupted
     }
 }
 
@@ -129,24 +139,16 @@ pub(super) fn bake(
     transaction: &mut Transaction,
 ) -> Result<tarball::Packed> {
     let ui = &context.ui;
-    let profile = &baking.source.profile;
     ui.step(format!("forking volume {}", baking.environment.volume));
     let storage = baking.storage.as_ref();
     let mut stage =
         Stage::open(storage, &baking.environment, &baking.source, node.layout(), transaction)?;
-    let packages = stage::build_packages(profile, baking.choice.as_ref());
-    if !packages.is_empty() {
-        follow(baking, &mut stage, node, context, transaction)?;
-        ui.step(format!("installing build packages: {}", packages.join(", ")));
-        stage.install_build_packages(&packages)?;
+    if let Err(error) = build(baking, &mut stage, node, context, transaction) {
+        if baking.keeps(&error) {
+            stage.keep_project()?;
+        }
+        return Err(error);
     }
-    for command in &profile.build.before {
-        ui.step(command);
-        stage.run_step(command)?;
-    }
-    install_python(baking, &mut stage, node, context, transaction)?;
-    install_files(baking, &stage, context)?;
-    run_jobs(profile, &stage, context)?;
     ui.step("purging build packages, cleaning up");
     stage.purge_build_packages()?;
     let packages = debian::installed_packages(&stage.chroot)?;
@@ -160,6 +162,31 @@ pub(super) fn bake(
     storage.remove(&volume)?;
     storage::remove_tree(&node.layout().work(transaction.id()))?;
     Ok(packed)
+}
+
+/// The steps of the profile.
+fn build(
+    baking: &Baking,
+    stage: &mut Stage,
+    node: &Node,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let ui = &context.ui;
+    let profile = &baking.source.profile;
+    let packages = stage::build_packages(profile, baking.choice.as_ref());
+    if !packages.is_empty() {
+        follow(baking, stage, node, context, transaction)?;
+        ui.step(format!("installing build packages: {}", packages.join(", ")));
+        stage.install_build_packages(&packages)?;
+    }
+    for command in &profile.build.before {
+        ui.step(command);
+        stage.run_step(command)?;
+    }
+    install_python(baking, stage, node, context, transaction)?;
+    install_files(baking, stage, context)?;
+    run_jobs(profile, stage, context)
 }
 
 /// Has a stage take its packages from the pool, where a lock is followed.
