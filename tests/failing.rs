@@ -3,6 +3,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "common/mistake.rs"]
+mod mistake;
 #[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/signal.rs"]
 mod signal;
@@ -16,6 +18,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use common::{FARMCTL, Farm, Ran, called, run, tool};
+use mistake::fails;
 use signal::{masked, word};
 
 /// Writes the profile `tiny` with this text after its environment, and files beside it.
@@ -25,16 +28,6 @@ fn profile(farm: &Farm, rest: &str) -> PathBuf {
     fs::write(directory.join("profile.toml"), tiny::profile("tiny", "1.0", rest))
         .expect("there is room");
     directory
-}
-
-/// Runs a verb that must fail and leave nothing but what was there before.
-#[track_caller]
-fn fails(farm: &Farm, arguments: &[&str], code: i32) -> Ran {
-    let before = farm.volumes();
-    let ran = farm.run(arguments).failed(code);
-    farm.assert_clean();
-    assert_eq!(farm.volumes(), before, "no volume was made");
-    ran
 }
 
 #[track_caller]
@@ -120,7 +113,7 @@ fn an_unknown_key_is_shown_with_its_line_and_the_nearest_key() {
     let farm = Farm::new();
     let directory = profile(&farm, "[[process]]\nname = \"web\"\ncomand = \"sleep 86017\"\n");
     for verb in ["bootstrap", "lock", "bake"] {
-        let ran = fails(&farm, &[verb, word(&directory)], 2);
+        let ran = fails("profile: misspelt key", &farm, &[verb, word(&directory)], 2);
         says(
             &ran,
             &farm,
@@ -135,7 +128,7 @@ fn an_unknown_key_is_shown_with_its_line_and_the_nearest_key() {
 fn a_value_that_cannot_be_used_is_shown_with_its_line() {
     let farm = Farm::new();
     let directory = profile(&farm, "[[process]]\nname = \"web\"\n");
-    let ran = fails(&farm, &["bootstrap", word(&directory)], 2);
+    let ran = fails("profile: missing key", &farm, &["bootstrap", word(&directory)], 2);
     says(
         &ran,
         &farm,
@@ -150,7 +143,7 @@ fn a_profile_that_is_not_there_is_asked_for() {
     let farm = Farm::new();
     let path = farm.root().join("profiles/none");
     for verb in ["bootstrap", "lock", "bake"] {
-        let ran = fails(&farm, &[verb, word(&path)], 2);
+        let ran = fails("profile: not there", &farm, &[verb, word(&path)], 2);
         says(
             &ran,
             &farm,
@@ -165,7 +158,7 @@ fn a_bake_or_lock_without_an_environment_asks_for_a_bootstrap() {
     let farm = Farm::new();
     let directory = profile(&farm, "");
     for verb in ["lock", "bake"] {
-        let ran = fails(&farm, &[verb, word(&directory)], 1);
+        let ran = fails("no environment", &farm, &[verb, word(&directory)], 1);
         says(&ran, &farm, "there is no environment tiny", "farmctl bootstrap ROOT/profiles/tiny");
     }
 }
@@ -177,11 +170,12 @@ fn a_suite_the_mirror_does_not_have_is_named() {
     fs::create_dir_all(&directory).expect("there is room");
     let text = tiny::profile("tiny", "1.0", "").replace("bookworm", "bookwork");
     fs::write(directory.join("profile.toml"), text).expect("there is room");
-    let ran = fails(&farm, &["bootstrap", word(&directory)], 1);
+    let ran = fails("unknown suite", &farm, &["bootstrap", word(&directory)], 1);
     let error = "bootstrapping tiny: fetching the index of bookwork from http";
     assert!(ran.error().starts_with(error), "{}", ran.error());
     assert!(ran.error().contains("404"), "{}", ran.error());
-    assert_eq!(ran.hint(), "is \"bookwork\" a suite of that mirror, and is the mirror reachable?");
+    let hint = "is \"bookwork\" a suite of that mirror? correct [environment] suite or mirror";
+    assert_eq!(ran.hint(), hint);
 }
 
 #[test]
@@ -192,12 +186,12 @@ fn a_debian_package_that_does_not_exist_is_named() {
     let text = tiny::profile("tiny", "1.0", "").replace("\"python3\"", "\"pyhton3\"");
     fs::write(directory.join("profile.toml"), text).expect("there is room");
     let cached = cached();
-    let ran = fails(&farm, &["bootstrap", word(&directory)], 1);
+    let ran = fails("unknown package", &farm, &["bootstrap", word(&directory)], 1);
     says(
         &ran,
         &farm,
         "bootstrapping tiny: apt-get: exit status 100\n  | E: Unable to locate package pyhton3",
-        "are all packages of environment.packages in one of its apt sources?",
+        "are all packages of environment.packages in one of the environment's apt sources?",
     );
     assert_eq!(self::cached(), cached, "half a tree is not kept");
 }
@@ -227,7 +221,7 @@ fn a_failing_step_of_a_build_is_shown_with_its_last_lines() {
         } else {
             &[verb, word(&directory)]
         };
-        let ran = fails(&farm, arguments, 1);
+        let ran = fails("build step that fails", &farm, arguments, 1);
         says(
             &ran,
             &farm,
@@ -270,7 +264,7 @@ fn requirements_are_installed_by_hash_or_not_at_all() {
     farm.run(&["bootstrap", word(&directory)]).ok();
 
     requirements("nothing==1.0");
-    let ran = fails(&farm, &["bake", word(&directory)], 1);
+    let ran = fails("requirements without hashes", &farm, &["bake", word(&directory)], 1);
     says(
         &ran,
         &farm,
@@ -279,7 +273,7 @@ fn requirements_are_installed_by_hash_or_not_at_all() {
     );
 
     requirements(&format!("nothing==1.0 --hash=sha256:{}", "0".repeat(64)));
-    let ran = fails(&farm, &["bake", word(&directory)], 1);
+    let ran = fails("requirement with another hash", &farm, &["bake", word(&directory)], 1);
     let error = ran.error();
     assert!(error.starts_with("baking tiny 1.0: installing the requirements: "), "{error}");
     // uv and pip both name what they wanted and what they got.
@@ -292,7 +286,7 @@ fn requirements_are_installed_by_hash_or_not_at_all() {
     );
 
     requirements("nothing==2.0");
-    let ran = fails(&farm, &["lock", word(&directory)], 1);
+    let ran = fails("requirement not found", &farm, &["lock", word(&directory)], 1);
     assert!(ran.error().starts_with("locking tiny: "), "{}", ran.error());
     assert_eq!(
         ran.hint(),
@@ -303,7 +297,7 @@ fn requirements_are_installed_by_hash_or_not_at_all() {
     let locked = "schema = 1\n[debian]\nepoch = 1\nrelease = []\n[python]\n\
                   requirements-sha256 = \"00\"\ndistribution = []\n";
     fs::write(directory.join("farmctl.lock"), locked).expect("it is ours");
-    let ran = fails(&farm, &["bake", word(&directory)], 1);
+    let ran = fails("requirements changed since the lock", &farm, &["bake", word(&directory)], 1);
     says(
         &ran,
         &farm,
@@ -313,7 +307,7 @@ fn requirements_are_installed_by_hash_or_not_at_all() {
 
     fs::write(directory.join("farmctl.lock"), locked.replace("schema = 1", "schema = 2"))
         .expect("it is ours");
-    let ran = fails(&farm, &["bake", word(&directory)], 1);
+    let ran = fails("lock file of a newer farmctl", &farm, &["bake", word(&directory)], 1);
     says(
         &ran,
         &farm,
