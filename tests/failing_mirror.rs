@@ -5,6 +5,7 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/mistake.rs"]
 mod mistake;
 #[expect(dead_code, reason = "other tests use more of it")]

@@ -322,12 +322,13 @@ impl Field {
         let (first, second) = (Shop::new("1.0").pack(&farm), second.pack(&farm));
         let cache = root.join("cache");
         let field = Self { farm, verb, cache, profile, out, first, second, disk };
-        field.lend_environment(&text);
-        // Directories that are made once and stay.
-        field.ok(&["install", word(&field.first)]);
-        field.ok(&["start", "shop"]);
-        field.clear();
+        if ["bootstrap", "bake"].contains(&verb.name) {
+            field.lend_environment(&text);
+        }
         (verb.before)(&field);
+        // Directories that are made once and stay are no difference.
+        field.ok(&field.typed().iter().map(String::as_str).collect::<Vec<_>>());
+        (verb.back)(&field);
         field
     }
 
@@ -376,14 +377,15 @@ impl Field {
 
     /// Takes away whatever was made.
     fn clear(&self) {
-        for words in [
-            &["gc"][..],
+        let verbs: [&[&str]; 6] = [
+            &["gc"],
             &["stop", "shop"],
             &["remove", "shop", "--data"],
             &["remove", "--environment", "tiny"],
             &["storage", "remove"],
             &["gc", "--orphans"],
-        ] {
+        ];
+        for words in verbs {
             drop(self.run(words));
         }
     }

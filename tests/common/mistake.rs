@@ -36,8 +36,8 @@ pub fn met(mistake: &str, farm: &Farm, ran: Ran, code: i32, look: impl FnOnce())
     ran
 }
 
-/// Writes a row of the table.
-fn note(mistake: &str, farm: &Farm, ran: &Ran) {
+/// Writes a row of the table, about what was looked at already.
+pub fn note(mistake: &str, farm: &Farm, ran: &Ran) {
     let text = format!("error: {}\nhint: {}", ran.error(), ran.hint());
     let mut row = String::new();
     let mut first = format!("{mistake:<MISTAKE$} {:>4}  {:<6} ", ran.code, "none");
