@@ -161,6 +161,26 @@ pub fn apt_get(chroot: &Chroot, origin: Origin, arguments: &[&str]) -> Invocatio
     chroot.downloading("apt-get").args(APT_OPTIONS).args(pool::options(origin)).args(arguments)
 }
 
+/// Says what to do about packages that apt could not install; `key` is where the profile
+/// names them.
+///
+/// # Errors
+/// When they could not be.
+pub fn explain(installed: Result<()>, key: &str) -> Result<()> {
+    let text = installed.as_ref().map_or_else(|error| format!("{error:#}"), |()| String::new());
+    installed.hint_with(|| {
+        if text.contains("unmet dependencies") || text.contains("held broken packages") {
+            format!("some of {key} exclude each other, or want what no apt source has")
+        } else if text.contains("dpkg returned an error") || text.contains("script subprocess") {
+            "a maintainer script of the package failed: -vv shows all it printed".to_owned()
+        } else if text.contains("Unable to locate") || text.contains("no installation candidate") {
+            format!("are all packages of {key} in one of the environment's apt sources?")
+        } else {
+            "is the mirror reachable? -vv shows all that apt-get printed".to_owned()
+        }
+    })
+}
+
 /// Writes the apt sources, pins and local packages of an environment.
 ///
 /// # Errors

@@ -89,27 +89,52 @@ fn marks(error: &anyhow::Error) -> impl Iterator<Item = &Marked> {
 /// What to do about a full disk.
 pub const NO_SPACE: &str = "farmctl gc, farmctl remove NAME --release VERSION, or a larger disk";
 
-/// Whether a full disk (or quota) is at the bottom of an error.
-#[must_use]
-pub fn is_no_space(error: &anyhow::Error) -> bool {
+/// What to do about a file system that cannot be written.
+const READ_ONLY: &str =
+    "findmnt --options ro shows what is mounted read-only, dmesg whether the kernel made it so";
+/// What to do about anything that has no hint of its own.
+const ANYTHING: &str = "-v shows each command; farmctl doctor looks at the machine";
+
+/// Whether one of these is at the bottom of an error: an error of the system, or what a
+/// tool says of it, always in English.
+fn is_caused_by(
+    error: &anyhow::Error,
+    kinds: &[std::io::ErrorKind],
+    number: nix::errno::Errno,
+    words: &str,
+) -> bool {
     error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|cause| {
-            matches!(
-                cause.kind(),
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-            )
-        }) || cause.downcast_ref::<nix::errno::Errno>() == Some(&nix::errno::Errno::ENOSPC)
-            || cause.downcast_ref::<Marked>().is_some_and(|mark| is_no_space(&mark.source))
-            // What a tool says, always in English.
-            || cause.to_string().contains(": No space left on device")
+        cause.downcast_ref::<std::io::Error>().is_some_and(|cause| kinds.contains(&cause.kind()))
+            || cause.downcast_ref::<nix::errno::Errno>() == Some(&number)
+            || cause
+                .downcast_ref::<Marked>()
+                .is_some_and(|mark| is_caused_by(&mark.source, kinds, number, words))
+            || cause.to_string().contains(words)
     })
 }
 
-/// The innermost hint of an error. A full disk has one of its own, whatever was being done.
+/// Whether a full disk (or quota) is at the bottom of an error.
+#[must_use]
+pub fn is_no_space(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let number = nix::errno::Errno::ENOSPC;
+    is_caused_by(error, &[StorageFull, QuotaExceeded], number, ": No space left on device")
+}
+
+fn is_read_only(error: &anyhow::Error) -> bool {
+    let kind = std::io::ErrorKind::ReadOnlyFilesystem;
+    is_caused_by(error, &[kind], nix::errno::Errno::EROFS, ": Read-only file system")
+}
+
+/// The innermost hint of an error. A disk that is full or cannot be written has one of its
+/// own, whatever was being done.
 #[must_use]
 pub fn hint_of(error: &anyhow::Error) -> Option<&str> {
     if is_no_space(error) {
         return Some(NO_SPACE);
+    }
+    if is_read_only(error) {
+        return Some(READ_ONLY);
     }
     // A mark's own source may carry marks that `chain` does not reach, because a
     // mark stands in for its source's first link.
@@ -170,7 +195,9 @@ pub fn message(error: &anyhow::Error) -> String {
 #[must_use]
 pub fn render(error: &anyhow::Error) -> String {
     let line = message(error);
-    match hint_of(error) {
+    // Who ended it himself needs no advice.
+    let own = || (exit_of(error) != Exit::Interrupted).then_some(ANYTHING);
+    match hint_of(error).or_else(own) {
         Some(hint) => format!("error: {line}\nhint: {hint}"),
         None => format!("error: {line}"),
     }
@@ -202,7 +229,20 @@ mod tests {
         let missing = std::io::Error::from_raw_os_error(2);
         let error =
             Err::<(), _>(missing).context("reading x").expect_err("it was built as an error");
-        assert_eq!(render(&error), "error: reading x: No such file or directory");
+        assert_eq!(
+            render(&error),
+            "error: reading x: No such file or directory\n\
+             hint: -v shows each command; farmctl doctor looks at the machine"
+        );
+    }
+
+    #[test]
+    fn a_file_system_that_cannot_be_written_is_the_thing_to_look_at() {
+        let error = Err::<(), _>(nix::errno::Errno::EROFS)
+            .hint("bake it again")
+            .context("making x")
+            .expect_err("it was built as an error");
+        assert_eq!(hint_of(&error), Some(READ_ONLY));
     }
 
     #[test]
@@ -212,6 +252,6 @@ mod tests {
             .exit(Exit::Left)
             .expect_err("it was built as an error");
         assert_eq!(exit_of(&error), Exit::Left);
-        assert_eq!(render(&error), "error: baking hello: interrupted");
+        assert!(render(&error).starts_with("error: baking hello: interrupted\nhint: "));
     }
 }

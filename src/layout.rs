@@ -306,6 +306,9 @@ impl Layout {
     }
 }
 
+/// How the name of a volume begins that something is being made on.
+pub const STAGE: &str = "fv-stage-";
+
 /// Names in the way to a session: its socket, the one beside it that stands by, and its
 /// release's static files by location.
 pub const WAY_SOCKET: &str = "socket";
@@ -378,7 +381,7 @@ pub fn release_volume(app: &str, version: &str) -> String {
 /// Volume a bake works in.
 #[must_use]
 pub fn stage_volume(transaction: &str) -> String {
-    format!("fv-stage-{transaction}")
+    format!("{STAGE}{transaction}")
 }
 
 /// Name of a session.

@@ -17,8 +17,11 @@ use crate::node::{Object, Transaction};
 use crate::profile::{Profile, Python};
 use crate::python::{self, Choice, Installer};
 use crate::release::EnvironmentRecord;
-use crate::source::Source;
+use crate::source::{self, Source};
 use crate::storage::{Access, Storage, Tree};
+
+/// Where a fork that is kept has the project's files, on itself.
+const KEPT: &str = "/var/tmp/farmctl-build";
 
 /// A fork of an environment, entered.
 #[derive(Debug)]
@@ -88,11 +91,8 @@ impl Stage {
         debian::apt_get(&self.chroot, self.origin, &["update"])
             .run()
             .context("reading the archive's indexes")?;
-        debian::apt_get(&self.chroot, self.origin, &["install"])
-            .args(names)
-            .run()
-            .context("installing the build packages")
-            .hint("are all packages of build.packages in the environment's suite?")
+        let installed = debian::apt_get(&self.chroot, self.origin, &["install"]).args(names).run();
+        debian::explain(installed, "build.packages").context("installing the build packages")
     }
 
     /// Purges every package that was not in the environment before.
@@ -127,6 +127,15 @@ impl Stage {
             "build.before runs as root in a fork of the environment, in a copy of the profile's \
              directory: farmctl -vv shows all it prints",
         )
+    }
+
+    /// Keeps the project's files, as the steps have left them, with the fork.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn keep_project(&self) -> Result<()> {
+        let (from, to) = (self.chroot.outside(python::PROJECT), self.chroot.outside(KEPT));
+        source::copy_as_is(&from, &to, 0).context("keeping the project's files")
     }
 
     /// Leaves the fork and removes it.
@@ -218,6 +227,17 @@ fn whole_requirements(directory: &Path, file: &Path, depth: usize) -> Result<Str
         }
     }
     Ok(whole)
+}
+
+/// Enters a fork that was kept, with the project's files where they were.
+///
+/// # Errors
+/// When it cannot be entered.
+pub fn enter_kept(tree: &Path, epoch: i64) -> Result<Chroot> {
+    let mut chroot = Chroot::enter(tree, epoch)?;
+    let kept = chroot.outside(KEPT);
+    chroot.lend_writable(&kept, python::PROJECT)?;
+    Ok(chroot)
 }
 
 /// The environment of a profile, bootstrapped.

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 
 use crate::account;
 use crate::error::{Exit, Mark as _};
@@ -103,12 +103,28 @@ pub fn attempt<T>(
     subject: &str,
     body: impl FnOnce(&mut Transaction) -> Result<T>,
 ) -> Result<T> {
+    attempt_unless(node, verb, subject, &|_| false, body)
+}
+
+/// Like [`attempt`]; if it fails and `keeps` says so, all stays as it is, for a look. The
+/// record stays for `gc`.
+///
+/// # Errors
+/// As [`attempt`], with [`Exit::Left`] if it is kept.
+pub fn attempt_unless<T>(
+    node: &Node,
+    verb: &str,
+    subject: &str,
+    keeps: &dyn Fn(&Error) -> bool,
+    body: impl FnOnce(&mut Transaction) -> Result<T>,
+) -> Result<T> {
     let mut transaction = node.begin(verb, subject)?;
     let error = match body(&mut transaction) {
         Ok(value) => {
             transaction.close()?;
             return Ok(value);
         }
+        Err(error) if keeps(&error) => return Err(error).exit(Exit::Left),
         Err(error) => error,
     };
     let _shield = Shield::raise();

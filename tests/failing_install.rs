@@ -2,6 +2,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "common/mistake.rs"]
+mod mistake;
 #[path = "common/newer.rs"]
 mod newer;
 #[expect(dead_code, reason = "other tests use more of it")]
@@ -18,6 +20,7 @@ use std::path::{Path, PathBuf};
 use common::{FARMCTL, Farm, Ran, called, run, tool};
 use farmctl::manifest::FileKind;
 use farmctl::tarball::Archive;
+use mistake::fails;
 use signal::{masked, word};
 use tiny::Tiny;
 
@@ -33,17 +36,6 @@ fn directory(farm: &Farm, name: &str) -> PathBuf {
 /// A baked `hello`, by another name: it may really run here.
 fn hello(farm: &Farm) -> PathBuf {
     farm.bake(&farm.profile("hello", "greeter", 18_084))
-}
-
-/// Runs a verb that must fail and leave nothing but what was there before.
-#[track_caller]
-fn fails(farm: &Farm, arguments: &[&str], code: i32) -> Ran {
-    let (before, list) = (farm.volumes(), farm.run(&["list", "--json"]).ok().stdout);
-    let ran = farm.run(arguments).failed(code);
-    farm.assert_clean();
-    assert_eq!(farm.volumes(), before, "no volume was made");
-    assert_eq!(farm.run(&["list", "--json"]).ok().stdout, list, "nothing was installed");
-    ran
 }
 
 #[track_caller]
@@ -73,9 +65,9 @@ fn a_tarball_cut_short_anywhere_is_refused() {
             0 => ("not an .xz file".to_owned(), "give a node tarball: what farmctl bake writes"),
             _ => (format!("cut short at byte {at}"), COPY),
         };
-        let ran = fails(&farm, &["install", word(&cut)], 1);
+        let ran = fails("tarball truncated", &farm, &["install", word(&cut)], 1);
         says(&ran, &farm, &format!("reading ROOT/cut/shop_1.0_amd64.tar.xz: {what}"), hint);
-        let ran = fails(&farm, &["verify", word(&cut)], 3);
+        let ran = fails("tarball truncated, verified", &farm, &["verify", word(&cut)], 3);
         says(&ran, &farm, &format!("reading ROOT/cut/shop_1.0_amd64.tar.xz: {what}"), hint);
     }
     assert_eq!(farm.run(&["verify", word(&whole)]).ok().code, 0);
@@ -107,19 +99,19 @@ fn a_tarball_with_one_bad_byte_anywhere_is_refused() {
         let mut damaged = bytes.clone();
         damaged[at] ^= 0x10;
         fs::write(&bad, &damaged).expect("there is room");
-        let ran = fails(&farm, &["install", word(&bad)], 1);
+        let ran = fails("tarball corrupted", &farm, &["install", word(&bad)], 1);
         let error = ran.error();
         assert!(error.contains(what), "byte {at}: {error}");
         assert!(error.contains("shop"), "the tarball is named: {error}");
         assert!(HINTS.contains(&ran.hint()), "byte {at}: {}", ran.hint());
-        let ran = fails(&farm, &["verify", word(&bad)], 3);
+        let ran = fails("tarball corrupted, verified", &farm, &["verify", word(&bad)], 3);
         assert!(ran.error().contains(what), "byte {at}: {}", ran.error());
         assert!(HINTS.contains(&ran.hint()), "byte {at}: {}", ran.hint());
     }
     let mut longer = bytes;
     longer.push(0);
     fs::write(&bad, &longer).expect("there is room");
-    let ran = fails(&farm, &["install", word(&bad)], 1);
+    let ran = fails("tarball with bytes after its end", &farm, &["install", word(&bad)], 1);
     says(
         &ran,
         &farm,
@@ -144,9 +136,9 @@ fn hello_with_a_bad_byte_at_fifty_places_is_refused() {
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).expect("it is within");
         file.write_all_at(&[byte[0] ^ (1 << (number % 8))], at).expect("it is ours");
-        let ran = fails(&farm, &["install", word(&bad)], 1);
+        let ran = fails("hello corrupted", &farm, &["install", word(&bad)], 1);
         assert!(HINTS.contains(&ran.hint()), "byte {at}: {}", ran.stderr);
-        let ran = fails(&farm, &["verify", word(&bad)], 3);
+        let ran = fails("hello corrupted, verified", &farm, &["verify", word(&bad)], 3);
         assert!(HINTS.contains(&ran.hint()), "byte {at}: {}", ran.stderr);
         file.write_all_at(&byte, at).expect("it is ours");
     }
@@ -189,7 +181,7 @@ fn damage_found_while_unpacking_leaves_nothing() {
     let at = bytes.len() - 200;
     bytes[at] ^= 1;
     fs::write(&file, bytes).expect("there is room");
-    let ran = fails(&farm, &["install", word(&file)], 1);
+    let ran = fails("tarball corrupted far inside", &farm, &["install", word(&file)], 1);
     says(
         &ran,
         &farm,
@@ -203,9 +195,9 @@ fn a_tarball_that_is_not_there_is_asked_for() {
     let farm = Farm::new();
     let file = farm.root().join("none_1.0_amd64.tar.xz");
     let error = "reading ROOT/none_1.0_amd64.tar.xz: No such file or directory";
-    let ran = fails(&farm, &["install", word(&file)], 1);
+    let ran = fails("tarball not there", &farm, &["install", word(&file)], 1);
     says(&ran, &farm, error, "FILE is a node tarball: what farmctl bake writes");
-    let ran = fails(&farm, &["verify", word(&file)], 1);
+    let ran = fails("tarball not there, verified", &farm, &["verify", word(&file)], 1);
     says(&ran, &farm, error, "FILE is a node tarball: what farmctl bake writes");
 }
 
@@ -216,7 +208,7 @@ fn a_tarball_of_another_architecture_is_refused() {
     other.architecture = "s390x".to_owned();
     let other = other.pack(&directory(&farm, "out"));
     let own = tool("dpkg", &["--print-architecture"]);
-    let ran = fails(&farm, &["install", word(&other)], 1);
+    let ran = fails("tarball of another architecture", &farm, &["install", word(&other)], 1);
     says(
         &ran,
         &farm,
@@ -232,9 +224,9 @@ fn a_tarball_of_a_newer_farmctl_is_refused() {
     newer::with_manifest(&file, |text| text.replacen("{\"schema\":1,", "{\"schema\":2,", 1));
     let error = "reading ROOT/out/shop_1.0_amd64.tar.xz: \
                  made by a newer farmctl (schema 2, this one reads 1)";
-    let ran = fails(&farm, &["install", word(&file)], 1);
+    let ran = fails("tarball of a newer schema", &farm, &["install", word(&file)], 1);
     says(&ran, &farm, error, "upgrade farmctl");
-    let ran = fails(&farm, &["verify", word(&file)], 3);
+    let ran = fails("tarball of a newer schema, verified", &farm, &["verify", word(&file)], 3);
     says(&ran, &farm, error, "upgrade farmctl");
 }
 
@@ -247,7 +239,7 @@ fn a_release_with_other_contents_does_not_replace_one_of_its_name() {
     farm.run(&["install", word(&first)]).ok();
     let again = farm.run(&["install", word(&first)]).ok();
     assert!(again.stderr.contains("shop 1.0 is installed already\n"), "{}", again.stderr);
-    let ran = fails(&farm, &["install", word(&second)], 1);
+    let ran = fails("release of a name that is taken", &farm, &["install", word(&second)], 1);
     says(
         &ran,
         &farm,
@@ -315,7 +307,7 @@ fn a_release_that_does_not_fit_is_refused_before_anything_is_made() {
         .zeros("srv/large", 64 << 20)
         .pack(&directory(&farm, "out"));
     let _disk = Disk::new(&farm, "size=100m");
-    let ran = fails(&farm, &["install", word(&file)], 1);
+    let ran = fails("install that does not fit", &farm, &["install", word(&file)], 1);
     let error = ran.error();
     assert!(error.starts_with("shop 1.0 needs 13") && error.ends_with(" are free"), "{error}");
     assert_eq!(ran.hint(), FULL);
@@ -329,7 +321,7 @@ fn a_disk_that_gets_full_while_unpacking_leaves_nothing() {
     let file = tiny.pack(&directory(&farm, "out"));
     // Room enough, as far as bytes go.
     let _disk = Disk::new(&farm, "size=200m,nr_inodes=600");
-    let ran = fails(&farm, &["install", word(&file)], 1);
+    let ran = fails("disk full during install", &farm, &["install", word(&file)], 1);
     let error = masked(ran.error(), &farm);
     assert!(
         error.starts_with("installing shop 1.0: unpacking shop_1.0_amd64.tar.xz: writing ")
@@ -347,7 +339,7 @@ fn a_full_disk_ends_a_bootstrap_and_a_bake_with_nothing_left() {
         .expect("there is room");
     {
         let _disk = Disk::new(&farm, "size=100m");
-        let ran = fails(&farm, &["bootstrap", word(&profile)], 1);
+        let ran = fails("disk full during bootstrap", &farm, &["bootstrap", word(&profile)], 1);
         let error = masked(ran.error(), &farm);
         assert!(
             error.starts_with("bootstrapping tiny: restoring ROOT/var/lib/farmctl/volumes/fv-stage-ID/root: writing ")
@@ -360,7 +352,7 @@ fn a_full_disk_ends_a_bootstrap_and_a_bake_with_nothing_left() {
         // Room for one tree and half of its fork.
         let _disk = Disk::new(&farm, "size=270m");
         farm.run(&["bootstrap", word(&profile)]).ok();
-        let ran = fails(&farm, &["bake", word(&profile)], 1);
+        let ran = fails("disk full during bake", &farm, &["bake", word(&profile)], 1);
         let error = masked(ran.error(), &farm);
         assert!(
             error.starts_with("baking tiny 1.0: copying volume fv-env-tiny: exit status 1\n  | ")

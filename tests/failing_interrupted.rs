@@ -3,6 +3,9 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[expect(dead_code, reason = "other tests use more of it")]
+#[path = "common/mistake.rs"]
+mod mistake;
 #[path = "common/signal.rs"]
 mod signal;
 #[expect(dead_code, reason = "other tests use more of it")]
@@ -14,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{FARMCTL, Farm, wait_for};
-use nix::sys::signal::Signal::{self, SIGINT, SIGKILL, SIGTERM};
+use nix::sys::signal::Signal::{self, SIGHUP, SIGINT, SIGKILL, SIGTERM};
 use signal::{Working, masked, runs, word};
 use tiny::Tiny;
 
@@ -112,11 +115,30 @@ fn large(farm: &Farm) -> PathBuf {
 fn an_interrupted_install_leaves_nothing() {
     let farm = Farm::new();
     let file = large(&farm);
-    for signal in [SIGINT, SIGTERM] {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
         let error = interrupt(&farm, &["install", word(&file)], "unpacking", FARMCTL, signal);
         let step = "installing shop 1.0: unpacking shop_1.0_amd64.tar.xz: ";
         assert!(error.starts_with(step) && error.ends_with("interrupted"), "{error}");
     }
+    assert!(farm.run(&["list"]).ok().stdout.starts_with("nothing yet"));
+}
+
+/// script(1) has a terminal of its own, which closes when it is killed.
+#[test]
+fn a_terminal_that_closes_ends_an_install_with_nothing_left() {
+    let farm = Farm::new();
+    let file = large(&farm);
+    let line = format!("{FARMCTL} --root {} install {}", farm.root().display(), file.display());
+    let mut script = common::called("script", &["--quiet", "--command", &line, "/dev/null"]);
+    script.stdout(std::process::Stdio::null());
+    let mut terminal = common::Running(script.spawn().expect("bsdutils is essential"));
+    let volume = farm.state("volumes/fv-shop-1.0");
+    wait_for("the volume", Duration::from_secs(20), || volume.exists());
+    terminal.0.kill().expect("it runs");
+    terminal.0.wait().expect("it is our child");
+    let root = format!("{} install", farm.root().display());
+    wait_for("the end of farmctl", Duration::from_secs(20), || !runs(&root));
+    farm.assert_clean();
     assert!(farm.run(&["list"]).ok().stdout.starts_with("nothing yet"));
 }
 
@@ -163,6 +185,7 @@ fn a_second_farmctl_is_told_about_the_first() {
         let error =
             format!("shop is being changed by another farmctl (pid {}, start)", first.pid());
         assert_eq!((ran.error(), ran.hint()), (error.as_str(), "try again when it has ended"));
+        mistake::note("two farmctl at once", &farm, &ran);
     }
     // Looking and collecting go on beside it, and take nothing from it.
     farm.run(&["list"]).ok();

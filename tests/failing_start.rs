@@ -4,6 +4,9 @@
 #[path = "common/mod.rs"]
 mod common;
 #[expect(dead_code, reason = "other tests use more of it")]
+#[path = "common/mistake.rs"]
+mod mistake;
+#[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/signal.rs"]
 mod signal;
 #[expect(dead_code, reason = "other tests use more of it")]
@@ -13,7 +16,7 @@ mod tiny;
 use std::fs;
 use std::net::TcpListener;
 
-use common::{Farm, Ran};
+use common::{FARMCTL, Farm, Ran, called, run, tool};
 use signal::{masked, runs, word};
 
 const SLEEP: &str = "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n";
@@ -28,9 +31,15 @@ fn install(farm: &Farm, rest: &str) {
 
 /// Starts it, which must fail and leave nothing that runs.
 #[track_caller]
-fn fails_to_start(farm: &Farm) -> Ran {
-    let ran = farm.run(&["start", "shop"]).failed(1);
-    farm.assert_clean();
+fn fails_to_start(mistake: &str, farm: &Farm) -> Ran {
+    let ran = farm.run(&["start", "shop"]);
+    left_nothing(mistake, farm, ran)
+}
+
+/// A start that must have failed and left nothing that runs.
+#[track_caller]
+fn left_nothing(mistake: &str, farm: &Farm, ran: Ran) -> Ran {
+    let ran = mistake::met(mistake, farm, ran, 1, || ());
     let sessions = fs::read_dir("/var/lib/schroot/session").expect("schroot is installed");
     assert!(
         !sessions
@@ -57,7 +66,7 @@ fn a_process_that_never_gets_ready_is_shown_with_its_last_lines() {
         "[[process]]\nname = \"web\"\nready = { http = \"/\", within = \"2s\" }\n\
          command = \"sh -c 'echo warming up; exec sleep 86017'\"\n",
     );
-    let ran = fails_to_start(&farm);
+    let ran = fails_to_start("readiness never", &farm);
     says(
         &ran,
         &farm,
@@ -77,7 +86,7 @@ fn a_process_that_ends_at_once_is_shown_with_its_last_lines() {
         "[[process]]\nname = \"web\"\ncommand = \"sh -c 'echo no module named shop; exit 1'\"\n\n\
          [[process]]\nname = \"queue\"\ncommand = \"sleep 86017\"\n",
     );
-    let ran = fails_to_start(&farm);
+    let ran = fails_to_start("process that ends at once", &farm);
     says(
         &ran,
         &farm,
@@ -94,7 +103,7 @@ fn a_job_that_fails_at_the_start_is_shown_with_its_last_lines() {
         "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n\n[[job]]\nname = \"migrate\"\n\
          when = \"start\"\ncommand = \"echo migrating; echo no such table >&2; exit 4\"\n",
     );
-    let ran = fails_to_start(&farm);
+    let ran = fails_to_start("job that fails at the start", &farm);
     says(
         &ran,
         &farm,
@@ -109,7 +118,7 @@ fn an_address_another_program_listens_on_is_named_with_it() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let address = taken.local_addr().expect("it is bound");
     install(&farm, &format!("{SLEEP}\n[front]\nlisten = [\"{address}\"]\n"));
-    let ran = fails_to_start(&farm);
+    let ran = fails_to_start("port taken", &farm);
     let own = fs::read_to_string("/proc/self/comm").expect("/proc is mounted");
     says(
         &ran,
@@ -122,6 +131,77 @@ fn an_address_another_program_listens_on_is_named_with_it() {
         "use another address in [front] listen, or end that program",
     );
     drop(taken);
+}
+
+#[test]
+fn a_process_whose_port_is_taken_is_shown_with_its_words() {
+    let farm = Farm::new();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = taken.local_addr().expect("it is bound");
+    let web = format!("[[process]]\nname = \"web\"\ncommand = \"httpd -f -p {address}\"\n");
+    install(&farm, &web);
+    let ran = fails_to_start("port of a process taken", &farm);
+    let error = ran.error();
+    assert!(error.contains("process web: it ends as soon as it is started"), "{error}");
+    assert!(error.contains("Address already in use"), "{error}");
+}
+
+#[test]
+fn a_disk_that_is_full_keeps_an_application_from_its_start() {
+    let farm = Farm::new();
+    let state = farm.state("");
+    fs::create_dir_all(&state).expect("there is room");
+    tool("mount", &["-t", "tmpfs", "-o", "mode=755,size=100m", "tmpfs", word(&state)]);
+    install(&farm, SLEEP);
+    let filler = farm.state("filler");
+    let mut rest = fs::File::create(&filler).expect("it is ours");
+    while std::io::Write::write_all(&mut rest, &[0; 4096]).is_ok() {}
+    let ran = farm.run(&["start", "shop"]);
+    fs::remove_file(&filler).expect("it is ours");
+    let ran = left_nothing("disk full during start", &farm, ran);
+    assert!(ran.error().ends_with("No space left on device"), "{}", ran.error());
+    assert_eq!(ran.hint(), "farmctl gc, farmctl remove NAME --release VERSION, or a larger disk");
+    farm.run(&["remove", "shop", "--data"]).ok();
+    tool("umount", &[word(&state)]);
+}
+
+#[test]
+fn programs_a_start_needs_are_asked_for() {
+    let farm = Farm::new();
+    install(&farm, &format!("{SLEEP}\n[front]\nlisten = [\"127.0.0.1:18087\"]\n"));
+    for (mistake, path, error, hint) in [
+        ("nginx missing", "/usr/sbin/nginx", "nginx", "apt-get install nginx"),
+        ("schroot missing", "/usr/bin/schroot", "schroot", "apt-get install schroot"),
+        ("supervisor missing", "/usr/bin/supervisord", "supervisord", "apt-get install supervisor"),
+    ] {
+        // A device in a program's place is no program; nobody else sees it.
+        let script = format!(
+            "mount --bind /dev/null {path}; exec {FARMCTL} --root {} start shop",
+            farm.root().display()
+        );
+        let ran = run(called("unshare", &["--mount", "sh", "-euc", &script]));
+        let ran = left_nothing(mistake, &farm, ran);
+        says(&ran, &farm, &format!("missing programs: {error}"), hint);
+    }
+}
+
+#[test]
+fn a_vhost_of_others_that_is_broken_is_named() {
+    let farm = Farm::new();
+    install(&farm, &format!("{SLEEP}\n[front]\nlisten = [\"127.0.0.1:18087\"]\n"));
+    let foreign = "/etc/nginx/sites-enabled/zz-farmctl-test";
+    fs::write(foreign, "server { bogus; }\n").expect("tests run as root");
+    let ran = farm.run(&["start", "shop"]);
+    fs::remove_file(foreign).expect("it was ours");
+    let ran = left_nothing("vhost of others broken", &farm, ran);
+    says(
+        &ran,
+        &farm,
+        "starting shop 1.0: publishing the vhost farmctl-shop: nginx's configuration is not \
+         valid already without the new vhost: unknown directive \"bogus\" in \
+         /etc/nginx/sites-enabled/zz-farmctl-test:1",
+        "correct it and try again: nginx -t",
+    );
 }
 
 #[test]
@@ -169,10 +249,11 @@ fn state_that_cannot_be_read_is_not_guessed_about() {
         &["start", "shop"],
         &["remove", "shop"],
     ];
-    for (bad, why) in [
-        (good[..good.len() / 2].to_owned(), "EOF while parsing"),
-        ("{}".to_owned(), "missing field `schema`"),
+    for (mistake, bad, why) in [
+        ("state file damaged", good[..good.len() / 2].to_owned(), "EOF while parsing"),
+        ("state file emptied", "{}".to_owned(), "missing field `schema`"),
         (
+            "state file from the future",
             good.replacen("\"schema\": 1", "\"schema\": 7", 1),
             "it was written by a newer farmctl (schema 7, this one reads 1)",
         ),
@@ -190,6 +271,7 @@ fn state_that_cannot_be_read_is_not_guessed_about() {
                 masked(ran.hint(), &farm),
                 "restore ROOT/var/lib/farmctl/apps/shop.json from a backup, or use the farmctl that wrote it"
             );
+            mistake::note(mistake, &farm, &ran);
         }
         assert_eq!(farm.volumes(), volumes, "nothing was removed");
     }
@@ -206,6 +288,7 @@ fn state_that_cannot_be_read_is_not_guessed_about() {
             "ROOT/var/lib/farmctl/node.json is missing, but there are applications",
             "restore the file from a backup; farmctl does not guess which volumes are its own",
         );
+        mistake::note("state file missing", &farm, &ran);
     }
     assert_eq!(farm.volumes(), volumes, "nothing was removed");
     fs::write(&node, identity).expect("it is ours");

@@ -55,6 +55,9 @@ pub struct Args {
     /// Build of what is locked and on this machine, with the network denied
     #[arg(long, conflicts_with = "locked")]
     offline: bool,
+    /// If a step of the build fails, keep the tree as it is then, for a look
+    #[arg(long)]
+    keep: bool,
     /// Bake again although a tarball of the same inputs is there, and compress all anew
     #[arg(long)]
     fresh: bool,
@@ -98,8 +101,20 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let _lock = node.lock(&format!("env-{}", profile.name), "bake")?;
     mount::private_namespace()?;
     baking.network.enforce()?;
-    let packed = undo::attempt(&node, "bake", &profile.name, |transaction| {
-        baking::bake(&baking, &node, context, transaction)
+    let packed = undo::attempt_unless(
+        &node,
+        "bake",
+        &profile.name,
+        &|error| baking.keeps(error),
+        |transaction| baking::bake(&baking, &node, context, transaction),
+    )
+    .inspect_err(|error| {
+        if baking.keeps(error) {
+            let name = &profile.name;
+            context.ui.warn(format!(
+                "the tree is kept: farmctl shell {name} --kept enters it, farmctl gc removes it"
+            ));
+        }
     })
     .with_context(|| format!("baking {what}"))?;
     context.ui.done(format!(
@@ -125,6 +140,7 @@ fn prepare(args: &Args, source: Source, node: &Node, context: &Context) -> Resul
         Baking::of(source, &directory, strict, Network::of(args.offline), node, context)?;
     baking.key = key;
     baking.reuse = !args.fresh;
+    baking.keep = args.keep;
     baking.serial = args.serial;
     baking.expires.clone_from(&args.expires);
     Ok(baking)

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 
 use super::Context;
 use crate::debian::{self, Archive as Mirror, Ownership};
-use crate::error::{Mark as _, refuse};
+use crate::error::{Exit, Mark as _, exit_of, refuse};
 use crate::file;
 use crate::layout::START_SCRIPT;
 use crate::locked::{self, Fit, Network};
@@ -45,6 +45,8 @@ pub(super) struct Baking {
     pub strict: bool,
     /// Whether segments compressed before are taken as they are.
     pub reuse: bool,
+    /// Whether what fails is kept for a look.
+    pub keep: bool,
     pub network: Network,
     /// Whether locked distributions are to be fetched first.
     pub fetch: bool,
@@ -95,6 +97,7 @@ impl Baking {
             follow,
             strict,
             reuse: true,
+            keep: false,
             network,
             fetch,
         })
@@ -104,6 +107,11 @@ impl Baking {
     pub(super) fn build_packages(&self) -> Vec<String> {
         let choice = if self.fetch { Some(&Choice::Pip) } else { self.choice.as_ref() };
         stage::build_packages(&self.source.profile, choice)
+    }
+
+    /// Whether what failed with this error is kept for a look.
+    pub(super) fn keeps(&self, error: &Error) -> bool {
+        self.keep && exit_of(error) != Exit::Interrupted
     }
 }
 
@@ -144,24 +152,16 @@ pub(super) fn bake(
     transaction: &mut Transaction,
 ) -> Result<tarball::Packed> {
     let ui = &context.ui;
-    let profile = &baking.source.profile;
     ui.step(format!("forking volume {}", baking.environment.volume));
     let storage = baking.storage.as_ref();
     let mut stage =
         Stage::open(storage, &baking.environment, &baking.source, node.layout(), transaction)?;
-    let packages = baking.build_packages();
-    if !packages.is_empty() {
-        follow(baking, &mut stage, node, context, transaction)?;
-        ui.step(format!("installing build packages: {}", packages.join(", ")));
-        stage.install_build_packages(&packages)?;
+    if let Err(error) = build(baking, &mut stage, node, context, transaction) {
+        if baking.keeps(&error) {
+            stage.keep_project()?;
+        }
+        return Err(error);
     }
-    for command in &profile.build.before {
-        ui.step(command);
-        stage.run_step(command)?;
-    }
-    install_python(baking, &mut stage, node, context, transaction)?;
-    install_files(baking, &stage, context)?;
-    run_jobs(profile, &stage, context)?;
     ui.step("purging build packages, cleaning up");
     stage.purge_build_packages()?;
     let packages = debian::installed_packages(&stage.chroot)?;
@@ -175,6 +175,31 @@ pub(super) fn bake(
     storage.remove(&volume)?;
     storage::remove_tree(&node.layout().work(transaction.id()))?;
     Ok(packed)
+}
+
+/// The steps of the profile.
+fn build(
+    baking: &Baking,
+    stage: &mut Stage,
+    node: &Node,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let ui = &context.ui;
+    let profile = &baking.source.profile;
+    let packages = baking.build_packages();
+    if !packages.is_empty() {
+        follow(baking, stage, node, context, transaction)?;
+        ui.step(format!("installing build packages: {}", packages.join(", ")));
+        stage.install_build_packages(&packages)?;
+    }
+    for command in &profile.build.before {
+        ui.step(command);
+        stage.run_step(command)?;
+    }
+    install_python(baking, stage, node, context, transaction)?;
+    install_files(baking, stage, context)?;
+    run_jobs(profile, stage, context)
 }
 
 /// Has a stage take its packages from the pool, where a lock is followed.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Context;
 use crate::chroot::{self, Chroot};
 use crate::debian::{self, Archive, Origin};
-use crate::error::{Exit, Mark as _};
+use crate::error::Exit;
 use crate::file;
 use crate::layout;
 use crate::locked::{self, Fit, Network};
@@ -452,8 +452,8 @@ fn configure(
     if !extra.is_empty() {
         let mut arguments = vec!["install"];
         arguments.extend(extra.iter().map(String::as_str));
-        apt(&arguments, &format!("installing {}", extra.join(", ")))
-            .hint("are all packages of environment.packages in one of its apt sources?")?;
+        let installed = apt(&arguments, &format!("installing {}", extra.join(", ")));
+        debian::explain(installed, "environment.packages")?;
     }
     if !environment.debs.is_empty() {
         let mut paths = Vec::new();
@@ -462,10 +462,8 @@ fn configure(
             paths.push(chroot.lend(&making.source.directory.join(deb), &name)?);
         }
         ui.step("installing local packages");
-        debian::apt_get(&chroot, origin, &["install"])
-            .args(&paths)
-            .run()
-            .context("installing local packages")?;
+        let installed = debian::apt_get(&chroot, origin, &["install"]).args(&paths).run();
+        debian::explain(installed, "environment.debs").context("installing local packages")?;
     }
     debian::localize(&chroot, environment)?;
     ui.step(format!("making the user {}", environment.user));

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
@@ -46,11 +47,13 @@ pub struct Args {
     dry_run: bool,
 }
 
-#[derive(Serialize)]
-struct Written {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Written {
+    /// Name of the application.
     name: String,
     /// The files, the profile first.
     files: Vec<PathBuf>,
+    /// What was assumed about the project, a line each.
     assumptions: Vec<String>,
     /// The commands to type next.
     next: Vec<String>,

@@ -10,7 +10,7 @@ use roff::{Roff, roman};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 
-use super::{Context, audit, diff, doctor, gc, key, list, show, status, storage, verify};
+use super::{Context, audit, diff, doctor, gc, init, key, list, show, status, storage, verify};
 use crate::error::{Exit, Mark as _, refuse};
 use crate::history::Change;
 use crate::serve::Reloaded;
@@ -134,6 +134,7 @@ fn schema(verb: &str) -> Option<Schema> {
         "doctor" => of::<Vec<doctor::Finding>>(),
         "gc" => of::<gc::Found>(),
         "history" => of::<Vec<Change>>(),
+        "init" => of::<init::Written>(),
         "key" => of::<key::Listing>(),
         "list" => of::<list::Listing>(),
         "reload" => of::<Vec<Reloaded>>(),

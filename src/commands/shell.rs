@@ -5,20 +5,23 @@ use anyhow::{Context as _, Result};
 use super::Context;
 use crate::error::{Exit, refuse};
 use crate::layout;
-use crate::node::{Node, Object};
+use crate::mount;
+use crate::node::{Node, Object, Transaction};
+use crate::python;
 use crate::release::EnvironmentRecord;
 use crate::run;
 use crate::schroot;
+use crate::stage;
 use crate::storage::{self, Access, Copies};
 use crate::undo;
 
 /// Enter an application's session, or with --source an environment
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl shell hello\n  farmctl shell hello --as-root -- ps aux\n  farmctl shell hello --source -- apt list --installed\n  farmctl shell hello --source --write -- apt-get install less\n\nChanges in a session last until farmctl stop. With --source they are gone with\nthe shell, unless --write is given: then they last, and go into every later bake."
+    after_help = "Examples:\n  farmctl shell hello\n  farmctl shell hello --as-root -- ps aux\n  farmctl shell hello --source -- apt list --installed\n  farmctl shell hello --source --write -- apt-get install less\n  farmctl shell hello --kept\n\nChanges in a session last until farmctl stop. With --source they are gone with\nthe shell, unless --write is given: then they last, and go into every later bake."
 )]
 pub struct Args {
-    /// The application, or with --source the environment
+    /// The application, or with --source or --kept the environment
     name: String,
     /// As root instead of the application's user
     #[arg(long)]
@@ -26,6 +29,9 @@ pub struct Args {
     /// Enter a copy of the environment bakes are made from, as root
     #[arg(long)]
     source: bool,
+    /// Enter what the last farmctl bake --keep that failed has left, as root
+    #[arg(long, conflicts_with = "source")]
+    kept: bool,
     /// With --source: the environment itself, unlocked as long as this lasts
     #[arg(long, requires = "source")]
     write: bool,
@@ -47,7 +53,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         .iter()
         .map(String::as_str)
         .collect();
-    let status = if args.source {
+    let status = if args.kept {
+        in_kept(&args.name, &command, &node)?
+    } else if args.source {
         let Some(environment) = node.environment(&args.name)? else {
             return refuse(
                 format_args!("there is no environment {}", args.name),
@@ -85,6 +93,41 @@ fn in_copy(environment: &EnvironmentRecord, command: &[&str], node: &Node) -> Re
         .and_then(|_| schroot::enter(&session, "root", command).interactive());
     undo::remove_all(node, transaction, &|_| ())
         .with_context(|| format!("leaving environment {name}"))?;
+    status
+}
+
+/// In the tree of a bake that failed and was kept, in the project's files, as the steps of
+/// its build are. Its record is held as long, so that `gc` leaves it alone.
+fn in_kept(name: &str, command: &[&str], node: &Node) -> Result<i32> {
+    let kept = |object: &Object| match object {
+        Object::Volume { storage, name } if name.starts_with(layout::STAGE) => {
+            Some((storage.clone(), name.clone()))
+        }
+        _ => None,
+    };
+    let mut bakes = node.abandoned()?;
+    bakes.retain(|it| it.verb() == "bake" && it.subject() == name);
+    bakes.sort_by_key(Transaction::began);
+    let found = bakes.iter().rev().find_map(|it| it.objects().iter().find_map(kept));
+    let Some((storage, volume)) = found else {
+        return refuse(
+            format_args!("nothing is kept of a bake of {name}"),
+            "farmctl bake PROFILE --keep keeps what fails",
+        );
+    };
+    let Some(environment) = node.environment(name)? else {
+        return refuse(
+            format_args!("there is no environment {name} any more"),
+            "farmctl gc removes what is kept of it",
+        );
+    };
+    mount::private_namespace()?;
+    let tree = storage::named(&storage, &node.site())?.open(&volume, Access::ReadWrite)?;
+    let chroot = stage::enter_kept(tree.path(), environment.epoch)?;
+    let line = ["cd \"$0\" && exec \"$@\"", python::PROJECT];
+    let status = chroot.downloading("/bin/sh").arg("-c").args(line).args(command).interactive();
+    chroot.leave()?;
+    tree.close()?;
     status
 }
 

@@ -209,21 +209,20 @@ pub fn fetch_indexes(archive: &Archive, work: &Path) -> Result<Vec<InRelease>> {
     let mut indexes = Vec::new();
     for (suite, mirror) in archive.suites() {
         let target = work.join(format!("{suite}_InRelease"));
-        download(&format!("{mirror}/dists/{suite}/InRelease"), &target)
-            .with_context(|| format!("fetching the index of {suite} from {mirror}"))
-            .hint_with(|| {
-                format!("is \"{suite}\" a suite of that mirror, and is the mirror reachable?")
-            })?;
+        let fetched = download(&format!("{mirror}/dists/{suite}/InRelease"), &target);
+        explain(fetched, &suite, mirror)
+            .with_context(|| format!("fetching the index of {suite} from {mirror}"))?;
         let plain = work.join(format!("{suite}_Release"));
         let verified = Invocation::of(&GPGV)
             .args(["--quiet", "--keyring", KEYRING, "--output"])
             .args([&plain, &target])
             .run();
-        verified
-            .with_context(|| format!("checking the signature of {suite} from {mirror}"))
-            .hint("apt-get install --only-upgrade debian-archive-keyring")?;
+        explain_signature(verified)
+            .with_context(|| format!("checking the signature of {suite} from {mirror}"))?;
         let text =
             fs::read_to_string(&plain).with_context(|| format!("reading {}", plain.display()))?;
+        refuse_expired(&text, jiff::Timestamp::now().as_second())
+            .with_context(|| format!("checking the index of {suite} from {mirror}"))?;
         let bytes = fs::read(&target).with_context(|| format!("reading {}", target.display()))?;
         indexes.push(InRelease {
             suite,
@@ -234,14 +233,55 @@ pub fn fetch_indexes(archive: &Archive, work: &Path) -> Result<Vec<InRelease>> {
     Ok(indexes)
 }
 
+/// What to do about an index that could not be fetched: apt-helper says why in words.
+fn explain(fetched: Result<()>, suite: &str, mirror: &str) -> Result<()> {
+    let text = fetched.as_ref().map_or_else(|error| format!("{error:#}"), |()| String::new());
+    fetched.hint_with(|| {
+        if ["404", "File not found"].iter().any(|sign| text.contains(sign)) {
+            format!("is \"{suite}\" a suite of that mirror? correct [environment] suite or mirror")
+        } else {
+            format!("is the mirror reachable? curl --head {mirror}/dists/{suite}/InRelease")
+        }
+    })
+}
+
+/// What to do about a signature that is not good: gpgv says why in words.
+fn explain_signature(verified: Result<()>) -> Result<()> {
+    let text = verified.as_ref().map_or_else(|error| format!("{error:#}"), |()| String::new());
+    verified.hint(if text.contains("BAD signature") {
+        "these are not the bytes that were signed: set [environment] mirror to another one"
+    } else if text.contains("Expired signature") {
+        "is the clock of this machine right (date)? else set [environment] mirror to another one"
+    } else {
+        "apt-get install --only-upgrade debian-archive-keyring"
+    })
+}
+
+/// Refuses an index whose time is over: a mirror that has stopped, or is made to lag behind.
+fn refuse_expired(release: &str, now: i64) -> Result<()> {
+    match field(release, "Valid-Until") {
+        Some(date) if parse_date(date)? < now => refuse(
+            format_args!("it was valid until {date}"),
+            "is the clock of this machine right (date)? else the mirror is not kept up to date: \
+             set [environment] mirror",
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn field<'a>(release: &'a str, name: &str) -> Option<&'a str> {
+    let value = |line: &'a str| line.strip_prefix(name)?.strip_prefix(':');
+    release.lines().find_map(value).map(str::trim)
+}
+
 /// Seconds since 1970 of a Release file's `Date:`.
 pub(super) fn release_date(release: &str) -> Result<i64> {
-    let date = release
-        .lines()
-        .find_map(|line| line.strip_prefix("Date:"))
-        .context("the index has no Date")?;
+    parse_date(field(release, "Date").context("the index has no Date")?)
+}
+
+fn parse_date(date: &str) -> Result<i64> {
     // RFC 2822 knows no "UTC"; Debian writes it nevertheless.
-    let date = date.trim().replace(" UTC", " +0000");
+    let date = date.replace(" UTC", " +0000");
     let parsed =
         jiff::fmt::rfc2822::parse(&date).with_context(|| format!("reading the date \"{date}\""))?;
     Ok(parsed.timestamp().as_second())
@@ -249,7 +289,9 @@ pub(super) fn release_date(release: &str) -> Result<i64> {
 
 fn download(uri: &str, target: &Path) -> Result<()> {
     let mut call = Invocation::program(APT_HELPER)
-        .args(["-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30", "download-file", uri])
+        .args(["-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30"])
+        // Else it warns that _apt cannot read where it writes.
+        .args(["-o", "APT::Sandbox::User=root", "download-file", uri])
         .arg(target);
     for (name, value) in chroot::proxies() {
         call = call.env(name, value);
@@ -284,6 +326,16 @@ mod tests {
     fn a_release_date_is_read_as_debian_writes_it() {
         let date = release_date("Origin: Debian\nDate: Sat, 17 May 2025 09:20:54 UTC\n");
         assert_eq!(date.expect("it is a date"), 1_747_473_654);
+    }
+
+    #[test]
+    fn an_index_is_good_until_its_time_is_over() {
+        let release =
+            "Date: Sat, 17 May 2025 09:20:54 UTC\nValid-Until: Sat, 24 May 2025 09:20:54 UTC\n";
+        refuse_expired(release, 1_747_473_654).expect("it is new");
+        let error = refuse_expired(release, 1_748_078_455).expect_err("it is over");
+        assert_eq!(error.to_string(), "it was valid until Sat, 24 May 2025 09:20:54 UTC");
+        refuse_expired("Date: Sat, 17 May 2025 09:20:54 UTC\n", i64::MAX).expect("it has none");
     }
 
     #[test]

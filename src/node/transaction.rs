@@ -59,6 +59,12 @@ impl Transaction {
         &self.record.subject
     }
 
+    /// When it began, seconds since 1970.
+    #[must_use]
+    pub fn began(&self) -> i64 {
+        self.record.began
+    }
+
     /// The mark volumes made by it carry.
     #[must_use]
     pub fn mark(&self) -> Mark {

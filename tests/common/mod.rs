@@ -75,27 +75,14 @@ impl Machine {
         let mut add = |kind: &str, lines: Vec<String>| {
             all.extend(lines.into_iter().map(|line| format!("{kind} {line}")));
         };
-        // Others may mount things meanwhile: what lies in the farm or in schroot's places counts.
-        let near = |path: &Path| {
-            [
-                root,
-                Path::new("/run/schroot"),
-                Path::new("/var/lib/schroot"),
-                Path::new("/run/farmctl"),
-            ]
-            .iter()
-            .any(|place| path.starts_with(place))
-        };
-        let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
-        let mounts = table.lines().filter_map(|line| line.split(' ').nth(4));
-        add("mount", mounts.filter(|point| near(Path::new(point))).map(str::to_owned).collect());
+        add("mount", mounts(root));
         let accounts = fs::read_to_string("/etc/passwd").expect("it is readable");
         let accounts = accounts.lines().filter(|line| line.starts_with("farmctl-"));
         add("account", accounts.map(str::to_owned).collect());
         let files = names(Path::new("/sys/block")).into_iter().filter_map(|name| {
             fs::read_to_string(Path::new("/sys/block").join(name).join("loop/backing_file")).ok()
         });
-        add("loop", files.filter(|file| near(Path::new(file))).collect());
+        add("loop", files.filter(|file| is_near(root, Path::new(file))).collect());
         for (kind, directory) in [
             ("session", "/var/lib/schroot/session"),
             ("chroot", "/etc/schroot/chroot.d"),
@@ -115,14 +102,28 @@ impl Machine {
     }
 }
 
-fn names(directory: &Path) -> BTreeSet<String> {
+/// Others may mount things meanwhile: what lies in the farm or in schroot's places counts.
+fn is_near(root: &Path, path: &Path) -> bool {
+    let places = ["/run/schroot", "/var/lib/schroot", "/run/farmctl"].map(Path::new);
+    path.starts_with(root) || places.iter().any(|place| path.starts_with(place))
+}
+
+/// Mount points in the farm and in schroot's places, in the order of mounting.
+pub fn mounts(root: &Path) -> Vec<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    points.filter(|point| is_near(root, Path::new(point))).map(str::to_owned).collect()
+}
+
+/// Names in a directory; none if it is not there.
+pub fn names(directory: &Path) -> BTreeSet<String> {
     let Ok(entries) = fs::read_dir(directory) else { return BTreeSet::new() };
     entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// Processes that name a farm's root or live in it, or in a session: with their pids.
 /// Any others are none of farmctl's; the machine may be busy.
-fn processes(root: &Path) -> Vec<String> {
+pub fn processes(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for pid in names(Path::new("/proc")).into_iter().filter(|name| name.parse::<u32>().is_ok()) {
         let process = Path::new("/proc").join(&pid);
@@ -263,7 +264,7 @@ impl Drop for Farm {
 
 /// Removes all that is installed and bootstrapped beneath a root; answers what `gc --check`
 /// then says.
-fn clear(root: &Path) -> Ran {
+pub fn clear(root: &Path) -> Ran {
     let state = root.join("var/lib/farmctl");
     let farmctl = |arguments: &[&str]| run(farmctl(root, arguments));
     for file in names(&state.join("apps")) {
@@ -284,6 +285,11 @@ fn clear_dead_farms() {
         let root = Path::new(FARMS).join(name);
         drop(run(farmctl(&root, &["gc"])));
         drop(clear(&root));
+        // A disk of its own.
+        for point in mounts(&root).iter().rev().filter(|point| Path::new(point).starts_with(&root))
+        {
+            drop(run(called("umount", &[point])));
+        }
         drop(fs::remove_dir_all(&root));
     }
 }

@@ -78,12 +78,14 @@ impl Drop for Working {
     }
 }
 
-/// Text with the farm's root as `ROOT`, and every id of eight hexadecimal digits as `ID`.
+/// Text with the farm's root as `ROOT`, and ids and times without their digits.
 pub fn masked(text: &str, farm: &Farm) -> String {
-    mask(&text.replace(&farm.root().display().to_string(), "ROOT"))
+    masked_ids(&text.replace(&farm.root().display().to_string(), "ROOT"))
 }
 
-fn mask(text: &str) -> String {
+/// Text with every id of eight hexadecimal digits as `ID`, and every time in seconds since
+/// 1970 as `TIME`.
+pub fn masked_ids(text: &str) -> String {
     let mut masked = String::new();
     let mut word = String::new();
     for letter in text.chars().chain(['\n']) {
@@ -93,7 +95,12 @@ fn mask(text: &str) -> String {
         }
         let id = word.len() == 8
             && word.bytes().all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase());
-        masked.push_str(if id { "ID" } else { &word });
+        let time = word.len() == 10 && word.bytes().all(|byte| byte.is_ascii_digit());
+        masked.push_str(match (id, time) {
+            (true, _) => "ID",
+            (_, true) => "TIME",
+            _ => &word,
+        });
         word.clear();
         masked.push(letter);
     }

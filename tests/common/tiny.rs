@@ -160,6 +160,11 @@ impl Tiny {
         self
     }
 
+    /// The tree itself.
+    pub fn tree(&self) -> &Path {
+        self.tree.path()
+    }
+
     /// Packs it into the directory `out`.
     pub fn pack(self, out: &Path) -> PathBuf {
         let Profile { name, version, .. } = &self.profile;
