@@ -640,7 +640,7 @@ path = "/srv/shop/static"
         parse("", "/").expect("it is a site of files");
         parse(process, "/static/").expect("it has both");
         insta::assert_snapshot!(parse("", "/static/").expect_err("nothing answers"), @r#"
-        error: line 6, column 1: the profile: there is no process requests could go to
+        error: line 6, column 1: "front": there is no process requests could go to
         hint: a site of files alone has a [[front.static]] with location = "/"
         "#);
         insta::assert_snapshot!(parse(process, "/").expect_err("the process gets none"), @r#"

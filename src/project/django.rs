@@ -185,6 +185,10 @@ fn read(survey: &Survey, entry: &Entry) -> Option<Django> {
         Some(text) if text.contains("sqlite") || takes_url(text) => Database::Sqlite,
         Some(_) => Database::Server,
     };
+    if database == Database::Sqlite {
+        // The settings of a node give it a value.
+        variables.retain(|name| name != "DATABASE_URL");
+    }
     let static_location = value("STATIC_URL").and_then(location);
     let (application, interface) = application(survey, root, value("WSGI_APPLICATION"), &source);
     let ready = value("ROOT_URLCONF")
@@ -377,7 +381,7 @@ mod tests {
             ("src/ns/settings/dev.py", "from .base import *\nDEBUG = True\n"),
             (
                 "src/ns/settings/prod.py",
-                "from .base import *\nALLOWED_HOSTS = [X]\nTOKEN = os.environ['API_TOKEN']\n",
+                "from .base import *\nALLOWED_HOSTS = [X]\nTOKEN = os.environ['API_TOKEN']\nURL = os.environ['DATABASE_URL']\n",
             ),
             (
                 "src/ns/settings/base.py",
