@@ -388,6 +388,7 @@ impl Field {
         for words in verbs {
             drop(self.run(words));
         }
+        drop(fs::remove_dir_all(self.farm.root().join("etc")));
     }
 
     fn serve(&self) {

@@ -96,11 +96,16 @@ impl Transaction {
     }
 
     fn write(&mut self) -> Result<()> {
-        let text = serde_json::to_vec_pretty(&self.record).context("writing a transaction")?;
-        let write = |file: &mut File| -> std::io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(&self.record).context("writing a transaction")?;
+        let mut write = |file: &mut File| -> std::io::Result<()> {
+            // Killed before it is cut, a longer record that was there would follow: what
+            // cannot be read is taken for a transaction that has made nothing.
+            let size = text.len();
+            let before = usize::try_from(file.metadata()?.len()).unwrap_or(size);
+            text.resize(before.max(size), b'\n');
             file.rewind()?;
             file.write_all(&text)?;
-            file.set_len(text.len() as u64)?;
+            file.set_len(size as u64)?;
             file.sync_data()
         };
         write(&mut self.file).with_context(|| format!("writing {}", self.path.display()))
@@ -143,7 +148,11 @@ impl Node {
             objects: Vec::new(),
         };
         let mut transaction = Transaction { record, file, path, node };
-        transaction.write()?;
+        if let Err(error) = transaction.write() {
+            // A full disk has room for the name of a file: it has made nothing, and says so.
+            drop(fs::remove_file(&transaction.path));
+            return Err(error);
+        }
         Ok(transaction)
     }
 

@@ -98,6 +98,9 @@ fn described(path: &Path, meta: &fs::Metadata, contents: bool) -> String {
         return text.lines().fold(format!("{} {:o}", path.display(), meta.mode()), |all, line| {
             all + "\n    " + line
         });
+    } else if kind.is_file() && path.extension().is_some_and(|it| it == "xz") {
+        // A signature has random bytes in it, which are compressed.
+        "tarball".to_owned()
     } else if kind.is_file() {
         format!("{} bytes", meta.len())
     } else if kind.is_socket() {
