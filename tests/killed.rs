@@ -492,7 +492,8 @@ impl Field {
         drop(fs::remove_file(&trace));
         nix::unistd::mkfifo(&trace, Mode::S_IRWXU).expect("there is room");
         let calls = format!("trace={TOOL_CALLS},execve");
-        let strace = ["-f", "-q", "-o", word(&trace), "-e", &calls, FARMCTL];
+        // With a file and a program strace blocks SIGTERM otherwise.
+        let strace = ["-f", "-q", "-I", "waiting", "-o", word(&trace), "-e", &calls, FARMCTL];
         let typed = self.typed();
         let words: Vec<&str> = typed.iter().map(String::as_str).collect();
         let mut command = self.command("strace", &strace, &words);
