@@ -366,7 +366,7 @@ fn locate(table: &DeTable<'_>, steps: &[Step]) -> Option<Range<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{exit_of, render};
+    use crate::error::{exit_of, hint_of, render};
     use crate::profile::{Reload, Seconds, Signal, When};
 
     const SHOP: &str = r#"schema = 1
