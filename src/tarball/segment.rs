@@ -117,8 +117,8 @@ fn encoder() -> String {
     LOCK.split("\n\n").filter(|stanza| stanza.contains("name = \"liblzma")).collect()
 }
 
-/// Compressed segments that are kept for the next bake: files named by [`key`], each a block
-/// and after it the SHA-256 of the block.
+/// Compressed segments that are kept for the next bake: files named by what the segment
+/// holds, each a block and after it the SHA-256 of the block.
 #[derive(Clone, Debug)]
 pub struct SegmentCache {
     directory: PathBuf,
