@@ -161,15 +161,29 @@ pub fn apt_get(chroot: &Chroot, origin: Origin, arguments: &[&str]) -> Invocatio
     chroot.downloading("apt-get").args(APT_OPTIONS).args(pool::options(origin)).args(arguments)
 }
 
-/// Says what to do about packages that apt could not install; `key` is where the profile
-/// names them.
+/// Has apt install packages; `key` is where the profile names them. Each line apt prints is
+/// passed on.
 ///
 /// # Errors
-/// When they could not be.
-pub fn explain(installed: Result<()>, key: &str) -> Result<()> {
+/// When they cannot be: with those that do not go together, and what to do.
+pub fn install(call: &Invocation, key: &str, show: &dyn Fn(&str)) -> Result<()> {
+    // apt says it on its standard output, a line for each package, under this one.
+    const TITLE: &str = "The following packages have unmet dependencies";
+    let (mut below, mut unmet) = (false, Vec::new());
+    let installed = call.run_lines(|line| {
+        show(line);
+        below = line.starts_with(TITLE) || below && line.starts_with(' ');
+        if below && line.starts_with(' ') {
+            unmet.push(line.split_whitespace().collect::<Vec<_>>().join(" "));
+        }
+    });
+    let installed = match unmet.as_slice() {
+        [] => installed,
+        unmet => installed.with_context(|| unmet.join("; ")),
+    };
     let text = installed.as_ref().map_or_else(|error| format!("{error:#}"), |()| String::new());
     installed.hint_with(|| {
-        if text.contains("unmet dependencies") || text.contains("held broken packages") {
+        if !unmet.is_empty() || text.contains("held broken packages") {
             format!("some of {key} exclude each other, or want what no apt source has")
         } else if text.contains("dpkg returned an error") || text.contains("script subprocess") {
             "a maintainer script of the package failed: -vv shows all it printed".to_owned()

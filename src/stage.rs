@@ -91,8 +91,8 @@ impl Stage {
         debian::apt_get(&self.chroot, self.origin, &["update"])
             .run()
             .context("reading the archive's indexes")?;
-        let installed = debian::apt_get(&self.chroot, self.origin, &["install"]).args(names).run();
-        debian::explain(installed, "build.packages").context("installing the build packages")
+        let call = debian::apt_get(&self.chroot, self.origin, &["install"]).args(names);
+        debian::install(&call, "build.packages", &|_| ()).context("installing the build packages")
     }
 
     /// Purges every package that was not in the environment before.

@@ -229,11 +229,8 @@ fn packages_that_exclude_each_other_are_named() {
     farm.run(&["bootstrap", word(&directory)]).ok();
     let ran = fails("packages that conflict", &farm, &["bake", word(&directory)], 1);
     let error = ran.error();
-    assert!(
-        error.starts_with("baking tiny 1.0: installing the build packages: apt-get: "),
-        "{error}"
-    );
-    assert!(error.contains("exim4-daemon-light"), "{error}");
+    let start = "baking tiny 1.0: installing the build packages: exim4-daemon-";
+    assert!(error.starts_with(start) && error.contains("Conflicts: "), "{error}");
     let hint = "some of build.packages exclude each other, or want what no apt source has";
     assert_eq!(ran.hint(), hint);
 }

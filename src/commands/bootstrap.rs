@@ -450,10 +450,10 @@ fn configure(
     }
     let extra = debian::extra_packages(environment);
     if !extra.is_empty() {
-        let mut arguments = vec!["install"];
-        arguments.extend(extra.iter().map(String::as_str));
-        let installed = apt(&arguments, &format!("installing {}", extra.join(", ")));
-        debian::explain(installed, "environment.packages")?;
+        ui.step(format!("installing {}", extra.join(", ")));
+        let spinner = ui.spinner("apt-get");
+        let call = debian::apt_get(&chroot, origin, &["install"]).args(&extra);
+        debian::install(&call, "environment.packages", &|line| spinner.show(line))?;
     }
     if !environment.debs.is_empty() {
         let mut paths = Vec::new();
@@ -462,8 +462,8 @@ fn configure(
             paths.push(chroot.lend(&making.source.directory.join(deb), &name)?);
         }
         ui.step("installing local packages");
-        let installed = debian::apt_get(&chroot, origin, &["install"]).args(&paths).run();
-        debian::explain(installed, "environment.debs").context("installing local packages")?;
+        let call = debian::apt_get(&chroot, origin, &["install"]).args(&paths);
+        debian::install(&call, "environment.debs", &|_| ()).context("installing local packages")?;
     }
     debian::localize(&chroot, environment)?;
     ui.step(format!("making the user {}", environment.user));
