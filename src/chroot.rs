@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use nix::mount::MsFlags;
 
 use crate::file;
+use crate::machine;
 use crate::mount::Mount;
 use crate::run::{Invocation, Tool};
 
@@ -24,9 +25,8 @@ const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Where a build finds what it borrows from the host; on the tree's own /run tmpfs, so
 /// nothing of it can be packed.
 pub const BORROWED: &str = "/run/farmctl-build";
-/// Proxy variables (curl(1), wget(1)) handed to builds.
-const PROXY_VARIABLES: [&str; 7] =
-    ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
+/// The host's certificates there.
+const LENT_CERTIFICATES: &str = "ca-certificates.crt";
 /// Settings of pip and uv that name indexes, handed to builds: a company's mirror is
 /// named in them as often as in files.
 const INDEX_VARIABLES: [&str; 10] = [
@@ -113,9 +113,9 @@ impl Chroot {
                 host.canonicalize().with_context(|| format!("finding {}", host.display()))?;
             self.lend_at(&host, &inside)?;
         }
-        let bundle = Path::new("/etc/ssl/certs/ca-certificates.crt");
+        let bundle = Path::new(machine::CERTIFICATES);
         if bundle.exists() {
-            self.lend(bundle, "ca-certificates.crt")?;
+            self.lend(bundle, LENT_CERTIFICATES)?;
         }
         Ok(())
     }
@@ -185,13 +185,13 @@ impl Chroot {
     /// Like [`Self::call`], with what downloading needs: proxies, indexes, certificates.
     #[must_use]
     pub fn downloading(&self, program: &str) -> Invocation {
-        let mut call = self.call(program);
-        for name in PROXY_VARIABLES.iter().chain(&INDEX_VARIABLES) {
+        let mut call = machine::proxied(self.call(program));
+        for name in INDEX_VARIABLES {
             if let Some(value) = std::env::var_os(name) {
                 call = call.env(name, value);
             }
         }
-        let bundle = format!("{BORROWED}/ca-certificates.crt");
+        let bundle = format!("{BORROWED}/{LENT_CERTIFICATES}");
         if self.outside(&bundle).exists() {
             for name in ["SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "GIT_SSL_CAINFO"] {
                 call = call.env(name, &bundle);
@@ -229,9 +229,4 @@ pub fn invocation(tree: &Path, epoch: i64, program: &str) -> Invocation {
         .env("DEBCONF_NONINTERACTIVE_SEEN", "true")
         .env("TZ", "UTC")
         .contained()
-}
-
-/// Proxy variables of the caller, for tools on the host that download.
-pub fn proxies() -> impl Iterator<Item = (&'static str, std::ffi::OsString)> {
-    PROXY_VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
 }

@@ -16,13 +16,13 @@ pub use self::archive::{Archive, fetch_indexes, host_mirror, newest_index, packa
 pub use self::clean::clean;
 pub use self::installed::{Ownership, installed_packages, is_older, name_of};
 pub use self::pool::{Origin, Pool};
-use crate::chroot::{self, Chroot};
+use crate::chroot::Chroot;
 use crate::error::{Mark as _, refuse};
 use crate::file;
+use crate::machine::{self, APT_GET};
 use crate::profile::Environment;
 use crate::run::{Invocation, Tool, check_interrupted};
 
-const APT_GET: Tool = Tool { name: "apt-get", package: "apt" };
 const DEBOOTSTRAP: Tool = Tool { name: "debootstrap", package: "debootstrap" };
 const DPKG: Tool = Tool { name: "dpkg", package: "dpkg" };
 const GPGV: Tool = Tool { name: "gpgv", package: "gpgv" };
@@ -53,16 +53,14 @@ pub fn debootstrap(
     epoch: i64,
     cache: &Path,
 ) -> Invocation {
-    let mut call = Invocation::of(&DEBOOTSTRAP)
+    let call = Invocation::of(&DEBOOTSTRAP)
         .args(["--variant=minbase", "--force-check-gpg"])
         .arg(format!("--keyring={KEYRING}"))
         .arg(format!("--components={}", archive.components.join(",")))
-        .arg(format!("--cache-dir={}", cache.display()));
-    call = call.args(wishes(environment));
-    for (name, value) in chroot::proxies() {
-        call = call.env(name, value);
-    }
-    call.arg(&archive.suite)
+        .arg(format!("--cache-dir={}", cache.display()))
+        .args(wishes(environment));
+    machine::proxied(call)
+        .arg(&archive.suite)
         .arg(tree)
         .arg(&archive.mirror)
         .env("SOURCE_DATE_EPOCH", epoch.to_string())
@@ -97,15 +95,13 @@ pub fn base_packages(
     archive: &Archive,
     work: &Path,
 ) -> Result<Vec<String>> {
-    let mut call = Invocation::of(&DEBOOTSTRAP)
+    let call = Invocation::of(&DEBOOTSTRAP)
         .args(["--print-debs", "--variant=minbase", "--force-check-gpg"])
         .arg(format!("--keyring={KEYRING}"))
         .arg(format!("--components={}", archive.components.join(",")))
         .args(wishes(environment));
-    for (name, value) in chroot::proxies() {
-        call = call.env(name, value);
-    }
-    let call = call.arg(&archive.suite).arg(work).arg(&archive.mirror).contained();
+    let call =
+        machine::proxied(call).arg(&archive.suite).arg(work).arg(&archive.mirror).contained();
     let text = call.output().hint("are all packages of include in that suite?")?;
     Ok(text.split_whitespace().map(str::to_owned).collect())
 }

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use crate::chroot;
 use crate::error::refuse;
+use crate::machine;
 use crate::run::{self, Invocation, Tool};
 use crate::storage;
 
@@ -26,15 +26,12 @@ pub fn checkout(url: &str, commit: &str, target: &Path) -> Result<()> {
     }
     run::require(&[&GIT])?;
     let git = |arguments: &[&str]| {
-        let mut call = Invocation::of(&GIT)
+        let call = Invocation::of(&GIT)
             .arg("-C")
             .arg(target)
             .args(arguments)
             .env("GIT_TERMINAL_PROMPT", "0");
-        for (name, value) in chroot::proxies() {
-            call = call.env(name, value);
-        }
-        call
+        machine::proxied(call)
     };
     crate::file::make_directory(target, 0o700)?;
     git(&["init", "--quiet"]).run()?;

@@ -1,17 +1,19 @@
 //! The machine as farmctl finds it: its kernel, its certificates, its Debian packages.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::chroot;
 use crate::error::Mark as _;
 use crate::file;
+use crate::layout::SYSTEMD_BOOTED;
 use crate::run::{Invocation, Tool};
 
-const APT_GET: Tool = Tool { name: "apt-get", package: "apt" };
+/// The host's own.
+pub const APT_GET: Tool = Tool { name: "apt-get", package: "apt" };
 const DPKG_QUERY: Tool = Tool { name: "dpkg-query", package: "dpkg" };
 const UPDATE_CERTIFICATES: Tool =
     Tool { name: "update-ca-certificates", package: "ca-certificates" };
@@ -30,6 +32,10 @@ const FEATURES: [(&str, &str); 5] = [
     ("device-mapper", "dm-mod"),
 ];
 
+/// Proxy variables (curl(1), wget(1)) of the caller that tools which download are given.
+const PROXY_VARIABLES: [&str; 7] =
+    ["http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"];
+
 /// The kernel that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kernel {
@@ -39,6 +45,23 @@ pub struct Kernel {
     pub has: Vec<&'static str>,
     /// What it lacks.
     pub lacks: Vec<&'static str>,
+}
+
+/// Whether systemd is PID 1: `sd_booted(3)`.
+#[must_use]
+pub fn systemd_is_init() -> bool {
+    Path::new(SYSTEMD_BOOTED).is_dir()
+}
+
+/// The caller's proxies.
+pub fn proxies() -> impl Iterator<Item = (&'static str, OsString)> {
+    PROXY_VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)))
+}
+
+/// A call of a tool that downloads, by way of the caller's proxies.
+#[must_use]
+pub fn proxied(call: Invocation) -> Invocation {
+    proxies().fold(call, |call, (name, value)| call.env(name, value))
 }
 
 /// Looks at the kernel.
@@ -167,7 +190,7 @@ fn apt_get(arguments: &[&str]) -> Invocation {
         .env("DEBIAN_FRONTEND", "noninteractive")
         .args(["-o", "DPkg::Lock::Timeout=60"])
         .args(arguments);
-    chroot::proxies().fold(call, |call, (name, value)| call.env(name, value))
+    proxied(call)
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod server;
 mod survey;
 mod uwsgi;
 mod variable;
+mod words;
 
 use anyhow::Result;
 

@@ -23,7 +23,6 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::error::{self, Exit, Mark as _};
-use crate::layout::SYSTEMD_BOOTED;
 
 /// Directories tools are looked up in: Debian's own, and the administrator's.
 const DIRECTORIES: [&str; 6] =
@@ -524,12 +523,6 @@ pub fn quote(word: &str) -> String {
         return word.to_owned();
     }
     format!("'{}'", word.replace('\'', r"'\''"))
-}
-
-/// Whether systemd is PID 1: `sd_booted(3)`.
-#[must_use]
-pub fn systemd_is_init() -> bool {
-    Path::new(SYSTEMD_BOOTED).is_dir()
 }
 
 /// Asks for exit status [`Exit::Usage`] unless farmctl runs as root.

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use crate::chroot::Chroot;
+use crate::chroot::{BORROWED, Chroot};
 use crate::debian::{self, Origin};
-use crate::error::Mark as _;
+use crate::error::{Mark as _, refuse};
 use crate::file;
+use crate::git;
 use crate::layout::{self, Layout};
+use crate::locked;
 use crate::lockfile;
 use crate::manifest::Package;
 use crate::node::{Object, Transaction};
@@ -18,7 +20,7 @@ use crate::profile::{Profile, Python};
 use crate::python::{self, Choice, Installer};
 use crate::release::EnvironmentRecord;
 use crate::source::{self, Source};
-use crate::storage::{Access, Storage, Tree};
+use crate::storage::{self, Access, Storage, Tree};
 
 /// Where a fork that is kept has the project's files, on itself.
 const KEPT: &str = "/var/tmp/farmctl-build";
@@ -127,6 +129,44 @@ impl Stage {
             "build.before runs as root in a fork of the environment, in a copy of the profile's \
              directory: farmctl -vv shows all it prints",
         )
+    }
+
+    /// The project's path inside: in its copied files, or a pinned commit lent from the host.
+    ///
+    /// # Errors
+    /// When it is not there, or nothing that can be installed.
+    pub fn fetch_project(
+        &self,
+        project: &str,
+        epoch: i64,
+        layout: &Layout,
+        transaction: &mut Transaction,
+    ) -> Result<String> {
+        let Some(url) = project.strip_prefix("git+") else {
+            let path = Path::new(python::PROJECT).join(project);
+            let outside = self.chroot.outside(&path);
+            let installable = outside.is_file()
+                || ["pyproject.toml", "setup.py", "setup.cfg"]
+                    .iter()
+                    .any(|name| outside.join(name).is_file());
+            if !installable {
+                return refuse(
+                    format_args!(
+                        "{project} is neither a wheel, an sdist, nor a directory with a pyproject.toml or setup.py"
+                    ),
+                    "use [[copy]] for files that are no Python distribution",
+                );
+            }
+            return Ok(path.to_string_lossy().into_owned());
+        };
+        let (url, commit) = url.rsplit_once('@').unwrap_or((url, ""));
+        let work = locked::work(layout, transaction)?;
+        let checkout = work.join("checkout");
+        git::checkout(url, commit, &checkout).with_context(|| format!("fetching {project}"))?;
+        let target = self.chroot.outside(format!("{BORROWED}/checkout"));
+        source::copy_as_is(&checkout, &target, epoch)?;
+        storage::remove_tree(&checkout)?;
+        Ok(format!("{BORROWED}/checkout"))
     }
 
     /// Keeps the project's files, as the steps have left them, with the fork.

@@ -26,7 +26,7 @@ use crate::start_script;
 use crate::storage::{self, Storage};
 use crate::tarball::{self, Archive, SegmentCache};
 use crate::template;
-use crate::ui;
+use crate::ui::{self, Ui};
 
 /// What is to be baked, and of what.
 pub(super) struct Baking {
@@ -154,14 +154,16 @@ pub(super) fn bake(
     let ui = &context.ui;
     ui.step(format!("forking volume {}", baking.environment.volume));
     let storage = baking.storage.as_ref();
-    let mut stage =
+    let stage =
         Stage::open(storage, &baking.environment, &baking.source, node.layout(), transaction)?;
-    if let Err(error) = build(baking, &mut stage, node, context, transaction) {
+    let mut build = Build { baking, stage, node, ui, transaction: &mut *transaction };
+    if let Err(error) = build.run() {
         if baking.keeps(&error) {
-            stage.keep_project()?;
+            build.stage.keep_project()?;
         }
         return Err(error);
     }
+    let stage = build.stage;
     ui.step("purging build packages, cleaning up");
     stage.purge_build_packages()?;
     let packages = debian::installed_packages(&stage.chroot)?;
@@ -177,251 +179,220 @@ pub(super) fn bake(
     Ok(packed)
 }
 
-/// The steps of the profile.
-fn build(
-    baking: &Baking,
-    stage: &mut Stage,
-    node: &Node,
-    context: &Context,
-    transaction: &mut Transaction,
-) -> Result<()> {
-    let ui = &context.ui;
-    let profile = &baking.source.profile;
-    let packages = baking.build_packages();
-    if !packages.is_empty() {
-        follow(baking, stage, node, context, transaction)?;
-        ui.step(format!("installing build packages: {}", packages.join(", ")));
-        stage.install_build_packages(&packages)?;
-    }
-    for command in &profile.build.before {
-        ui.step(command);
-        stage.run_step(command)?;
-    }
-    install_python(baking, stage, node, context, transaction)?;
-    install_files(baking, stage, context)?;
-    run_jobs(profile, stage, context)
+/// The part of a bake in which the stage is filled.
+struct Build<'a> {
+    baking: &'a Baking,
+    stage: Stage,
+    node: &'a Node,
+    ui: &'a Ui,
+    transaction: &'a mut Transaction,
 }
 
-/// Has a stage take its packages from the pool, where a lock is followed.
-fn follow(
-    baking: &Baking,
-    stage: &mut Stage,
-    node: &Node,
-    context: &Context,
-    transaction: &mut Transaction,
-) -> Result<()> {
-    let Some(lock) = &baking.follow else { return Ok(()) };
-    let Baking { source, environment, .. } = baking;
-    let EnvironmentRecord { suite, architecture, .. } = environment;
-    let work = locked::work(node.layout(), transaction)?;
-    let pool = locked::pool(node.layout(), suite, architecture);
-    let apt = || {
-        let archive = Mirror::of(&source.profile.environment)?;
-        context.ui.step(format!("fetching what the pool lacks from {}", archive.mirror));
-        locked::read_archive(source, &archive, architecture, &[], &[], &work)
-    };
-    locked::fill(lock, source, &pool, baking.network, &apt, transaction)?;
-    let repository = locked::publish(lock, &pool, suite, architecture, &work)?;
-    stage.follow(&repository, suite)
-}
+impl Build<'_> {
+    /// The steps of the profile.
+    fn run(&mut self) -> Result<()> {
+        let ui = self.ui;
+        let profile = &self.baking.source.profile;
+        let packages = self.baking.build_packages();
+        if !packages.is_empty() {
+            self.follow()?;
+            ui.step(format!("installing build packages: {}", packages.join(", ")));
+            self.stage.install_build_packages(&packages)?;
+        }
+        for command in &profile.build.before {
+            ui.step(command);
+            self.stage.run_step(command)?;
+        }
+        self.install_python()?;
+        self.install_files()?;
+        self.run_jobs()
+    }
 
-fn install_python(
-    baking: &Baking,
-    stage: &mut Stage,
-    node: &Node,
-    context: &Context,
-    transaction: &mut Transaction,
-) -> Result<()> {
-    let profile = &baking.source.profile;
-    let (Some(python), Some(choice)) = (&profile.python, &baking.choice) else { return Ok(()) };
-    let ui = &context.ui;
-    let virtualenv = profile.virtualenv();
-    ui.step(format!("making the virtualenv {}", virtualenv.display()));
-    let installer = stage::make_virtualenv(stage, python, &virtualenv, choice, node.layout())?;
-    follow_wheels(baking, stage, node, context, transaction)?;
-    if let Some((file, text)) = stage.requirements(python)? {
-        let hashed = stage::hashed_requirements(&baking.source, python, &text)?;
-        if hashed.is_none() && baking.strict {
-            return refuse(
-                "the requirements are neither hashed nor locked",
-                format!("farmctl lock {}", baking.source.directory.display()),
+    /// Has a stage take its packages from the pool, where a lock is followed.
+    fn follow(&mut self) -> Result<()> {
+        let Some(lock) = &self.baking.follow else { return Ok(()) };
+        let Baking { source, environment, .. } = self.baking;
+        let EnvironmentRecord { suite, architecture, .. } = environment;
+        let work = locked::work(self.node.layout(), self.transaction)?;
+        let pool = locked::pool(self.node.layout(), suite, architecture);
+        let apt = || {
+            let archive = Mirror::of(&source.profile.environment)?;
+            self.ui.step(format!("fetching what the pool lacks from {}", archive.mirror));
+            locked::read_archive(source, &archive, architecture, &[], &[], &work)
+        };
+        locked::fill(lock, source, &pool, self.baking.network, &apt, self.transaction)?;
+        let repository = locked::publish(lock, &pool, suite, architecture, &work)?;
+        self.stage.follow(&repository, suite)
+    }
+
+    fn install_python(&mut self) -> Result<()> {
+        let profile = &self.baking.source.profile;
+        let (Some(python), Some(choice)) = (&profile.python, &self.baking.choice) else {
+            return Ok(());
+        };
+        let ui = self.ui;
+        let virtualenv = profile.virtualenv();
+        ui.step(format!("making the virtualenv {}", virtualenv.display()));
+        let installer = stage::make_virtualenv(
+            &mut self.stage,
+            python,
+            &virtualenv,
+            choice,
+            self.node.layout(),
+        )?;
+        self.follow_wheels()?;
+        if let Some((file, text)) = self.stage.requirements(python)? {
+            let hashed = stage::hashed_requirements(&self.baking.source, python, &text)?;
+            if hashed.is_none() && self.baking.strict {
+                return refuse(
+                    "the requirements are neither hashed nor locked",
+                    format!("farmctl lock {}", self.baking.source.directory.display()),
+                );
+            }
+            ui.step(format!("installing the requirements with {}", installer.name()));
+            if let Some(requirements) = &hashed {
+                let path = self.stage.chroot.outside(&file);
+                fs::write(&path, requirements)
+                    .with_context(|| format!("writing {}", path.display()))?;
+            }
+            let call = installer.install_requirements(
+                &self.stage.chroot,
+                &virtualenv,
+                &file,
+                hashed.is_some(),
             );
+            let spinner = ui.spinner(installer.name());
+            let installed = call.run_lines(|line| spinner.show(line));
+            python::explain(self.without_network(installed))
+                .context("installing the requirements")?;
         }
-        ui.step(format!("installing the requirements with {}", installer.name()));
-        if let Some(requirements) = &hashed {
-            let path = stage.chroot.outside(&file);
-            fs::write(&path, requirements)
-                .with_context(|| format!("writing {}", path.display()))?;
+        if let Some(project) = &python.project {
+            ui.step(format!("installing the project {project}"));
+            let epoch = self.baking.environment.epoch;
+            let path =
+                self.stage.fetch_project(project, epoch, self.node.layout(), self.transaction)?;
+            let call = installer.install_project(&self.stage.chroot, &virtualenv, &path);
+            python::explain(self.without_network(call.run())).context("installing the project")?;
         }
-        let call =
-            installer.install_requirements(&stage.chroot, &virtualenv, &file, hashed.is_some());
-        let spinner = ui.spinner(installer.name());
-        let installed = call.run_lines(|line| spinner.show(line));
-        python::explain(without_network(installed, baking))
-            .context("installing the requirements")?;
+        python::normalise(&self.stage.chroot, &virtualenv)
     }
-    if let Some(project) = &python.project {
-        ui.step(format!("installing the project {project}"));
-        let epoch = baking.environment.epoch;
-        let path = fetch_project(project, epoch, stage, node, transaction)?;
-        let call = installer.install_project(&stage.chroot, &virtualenv, &path);
-        python::explain(without_network(call.run(), baking)).context("installing the project")?;
-    }
-    python::normalise(&stage.chroot, &virtualenv)
-}
 
-/// Has the installer take locked files from the pool alone, without a network and where the
-/// lock has what builds take: of that it builds then.
-fn follow_wheels(
-    baking: &Baking,
-    stage: &mut Stage,
-    node: &Node,
-    context: &Context,
-    transaction: &mut Transaction,
-) -> Result<()> {
-    let Some(python) = &baking.source.profile.python else { return Ok(()) };
-    let locked = locked::python(&baking.source);
-    let alone = baking.network == Network::Denied || locked.is_some_and(Python::has_builds);
-    if !alone && !baking.strict {
-        return Ok(());
+    /// Has the installer take locked files from the pool alone, without a network and where the
+    /// lock has what builds take: of that it builds then.
+    fn follow_wheels(&mut self) -> Result<()> {
+        let Some(python) = &self.baking.source.profile.python else { return Ok(()) };
+        let locked = locked::python(&self.baking.source);
+        let alone =
+            self.baking.network == Network::Denied || locked.is_some_and(Python::has_builds);
+        if !alone && !self.baking.strict {
+            return Ok(());
+        }
+        let EnvironmentRecord { suite, architecture, .. } = &self.baking.environment;
+        let wheels = locked::wheels(self.node.layout(), suite, architecture);
+        let distributions = locked.map_or(&[][..], |locked| &locked.distributions);
+        let builds = locked.map_or(&[][..], |locked| &locked.build);
+        if self.baking.fetch {
+            self.ui.step("fetching the locked distributions the pool lacks");
+            let virtualenv = self.baking.source.profile.virtualenv();
+            for all in [distributions, builds].into_iter().filter(|all| !all.is_empty()) {
+                let fetched = python::download(&mut self.stage.chroot, &virtualenv, all, &wheels);
+                python::explain(fetched).context("fetching the locked distributions")?;
+            }
+        }
+        let sdists = python::build::sdists(&wheels, distributions)?;
+        let asked = self.stage.build_request(python, &sdists)?;
+        if asked != locked.map_or("", |locked| &locked.build_sha256) {
+            let message = "what is built has changed since farmctl.lock was written";
+            let hint = format!("farmctl lock {}", self.baking.source.directory.display());
+            if self.baking.strict {
+                return refuse(message, hint);
+            }
+            self.ui.warn(format!("{message}, and may take what is not locked: {hint}"));
+            return Ok(());
+        }
+        if !alone {
+            return Ok(());
+        }
+        let target = locked::work(self.node.layout(), self.transaction)?.join("wheels");
+        python::build::lend_locked(&mut self.stage.chroot, &wheels, locked, &target)
     }
-    let EnvironmentRecord { suite, architecture, .. } = &baking.environment;
-    let wheels = locked::wheels(node.layout(), suite, architecture);
-    let distributions = locked.map_or(&[][..], |locked| &locked.distributions);
-    let builds = locked.map_or(&[][..], |locked| &locked.build);
-    if baking.fetch {
-        context.ui.step("fetching the locked distributions the pool lacks");
-        let virtualenv = baking.source.profile.virtualenv();
-        for all in [distributions, builds].into_iter().filter(|all| !all.is_empty()) {
-            let fetched = python::download(&mut stage.chroot, &virtualenv, all, &wheels);
-            python::explain(fetched).context("fetching the locked distributions")?;
+
+    /// Says what an installer may have lacked without a network.
+    fn without_network(&self, installed: Result<()>) -> Result<()> {
+        match self.baking.network {
+            Network::Allowed => installed,
+            Network::Denied => installed.hint_with(|| {
+                format!(
+                    "the pool must have all of it, and what a build takes: farmctl lock {}",
+                    self.baking.source.directory.display()
+                )
+            }),
         }
     }
-    let sdists = python::build::sdists(&wheels, distributions)?;
-    let asked = stage.build_request(python, &sdists)?;
-    if asked != locked.map_or("", |locked| &locked.build_sha256) {
-        let message = "what is built has changed since farmctl.lock was written";
-        let hint = format!("farmctl lock {}", baking.source.directory.display());
-        if baking.strict {
-            return refuse(message, hint);
+
+    /// Copies, renders, and writes the start script.
+    fn install_files(&self) -> Result<()> {
+        let profile = &self.baking.source.profile;
+        let epoch = self.baking.environment.epoch;
+        for copied in &profile.copies {
+            self.ui.step(format!("copying {} to {}", copied.from.display(), copied.to.display()));
+            let from = self.stage.chroot.outside(Path::new(python::PROJECT).join(&copied.from));
+            if !from.exists() {
+                return refuse(
+                    format_args!("there is no {} beside the profile", copied.from.display()),
+                    "copy.from is relative to the profile; build.before may make it",
+                );
+            }
+            source::copy_as_is(&from, &self.stage.chroot.outside(&copied.to), epoch)?;
         }
-        context.ui.warn(format!("{message}, and may take what is not locked: {hint}"));
-        return Ok(());
-    }
-    if !alone {
-        return Ok(());
-    }
-    let target = locked::work(node.layout(), transaction)?.join("wheels");
-    python::build::lend_locked(&mut stage.chroot, &wheels, locked, &target)
-}
-
-/// Says what an installer may have lacked without a network.
-fn without_network(installed: Result<()>, baking: &Baking) -> Result<()> {
-    match baking.network {
-        Network::Allowed => installed,
-        Network::Denied => installed.hint_with(|| {
-            format!(
-                "the pool must have all of it, and what a build takes: farmctl lock {}",
-                baking.source.directory.display()
-            )
-        }),
-    }
-}
-
-/// The project's path inside: in its copied files, or a pinned commit lent from the host.
-///
-/// # Errors
-/// When it is not there, or nothing that can be installed.
-pub(super) fn fetch_project(
-    project: &str,
-    epoch: i64,
-    stage: &mut Stage,
-    node: &Node,
-    transaction: &mut Transaction,
-) -> Result<String> {
-    let Some(url) = project.strip_prefix("git+") else {
-        let path = Path::new(python::PROJECT).join(project);
-        let outside = stage.chroot.outside(&path);
-        let installable = outside.is_file()
-            || ["pyproject.toml", "setup.py", "setup.cfg"]
-                .iter()
-                .any(|name| outside.join(name).is_file());
-        if !installable {
-            return refuse(
-                format_args!(
-                    "{project} is neither a wheel, an sdist, nor a directory with a pyproject.toml or setup.py"
-                ),
-                "use [[copy]] for files that are no Python distribution",
-            );
+        let values = template::Values::of(profile);
+        for rendered in &profile.files {
+            let text = template::render(rendered.content.as_deref().unwrap_or_default(), &values)
+                .with_context(|| format!("rendering {}", rendered.path.display()))?;
+            self.write_inside(&rendered.path, text.as_bytes(), rendered.permissions())?;
         }
-        return Ok(path.to_string_lossy().into_owned());
-    };
-    let (url, commit) = url.rsplit_once('@').unwrap_or((url, ""));
-    let work = locked::work(node.layout(), transaction)?;
-    let checkout = work.join("checkout");
-    crate::git::checkout(url, commit, &checkout).with_context(|| format!("fetching {project}"))?;
-    let target = stage.chroot.outside(format!("{}/checkout", crate::chroot::BORROWED));
-    source::copy_as_is(&checkout, &target, epoch)?;
-    storage::remove_tree(&checkout)?;
-    Ok(format!("{}/checkout", crate::chroot::BORROWED))
-}
-
-/// Copies, renders, and writes the start script.
-fn install_files(baking: &Baking, stage: &Stage, context: &Context) -> Result<()> {
-    let profile = &baking.source.profile;
-    let epoch = baking.environment.epoch;
-    for copied in &profile.copies {
-        context.ui.step(format!("copying {} to {}", copied.from.display(), copied.to.display()));
-        let from = stage.chroot.outside(Path::new(python::PROJECT).join(&copied.from));
-        if !from.exists() {
-            return refuse(
-                format_args!("there is no {} beside the profile", copied.from.display()),
-                "copy.from is relative to the profile; build.before may make it",
-            );
+        for data in &profile.data {
+            file::make_directory(&self.stage.chroot.outside(&data.path), 0o755)?;
         }
-        source::copy_as_is(&from, &stage.chroot.outside(&copied.to), epoch)?;
-    }
-    let values = template::Values::of(profile);
-    for rendered in &profile.files {
-        let text = template::render(rendered.content.as_deref().unwrap_or_default(), &values)
-            .with_context(|| format!("rendering {}", rendered.path.display()))?;
-        write_inside(stage, &rendered.path, text.as_bytes(), rendered.permissions())?;
-    }
-    for data in &profile.data {
-        file::make_directory(&stage.chroot.outside(&data.path), 0o755)?;
-    }
-    write_inside(stage, Path::new(START_SCRIPT), start_script::render(profile)?.as_bytes(), 0o755)?;
-    let compiled = stage::compiled_paths(profile);
-    if !compiled.is_empty() {
-        let interpreter = profile.python.as_ref().map_or("python3", |python| &python.interpreter);
-        python::compile(&stage.chroot, interpreter, &compiled)?;
-    }
-    Ok(())
-}
-
-fn write_inside(stage: &Stage, path: &Path, contents: &[u8], mode: u32) -> Result<()> {
-    let outside = stage.chroot.outside(path);
-    if let Some(parent) = outside.parent() {
-        file::make_directory(parent, 0o755)?;
-    }
-    file::publish(&outside, contents, mode)
-}
-
-fn run_jobs(profile: &Profile, stage: &Stage, context: &Context) -> Result<()> {
-    for job in profile.jobs.iter().filter(|job| job.when == When::Bake) {
-        if job.creates.as_ref().is_some_and(|path| stage.chroot.outside(path).exists()) {
-            continue;
+        self.write_inside(
+            Path::new(START_SCRIPT),
+            start_script::render(profile)?.as_bytes(),
+            0o755,
+        )?;
+        let compiled = stage::compiled_paths(profile);
+        if !compiled.is_empty() {
+            let interpreter =
+                profile.python.as_ref().map_or("python3", |python| &python.interpreter);
+            python::compile(&self.stage.chroot, interpreter, &compiled)?;
         }
-        context.ui.step(format!("running the job {}", job.name));
-        stage
-            .chroot
-            .call(START_SCRIPT)
-            .args(["job", &job.name])
-            .named(format!("job {}", job.name))
-            .run()
-            .hint_with(|| format!("its command is: {}", job.command))?;
+        Ok(())
     }
-    Ok(())
+
+    fn write_inside(&self, path: &Path, contents: &[u8], mode: u32) -> Result<()> {
+        let outside = self.stage.chroot.outside(path);
+        if let Some(parent) = outside.parent() {
+            file::make_directory(parent, 0o755)?;
+        }
+        file::publish(&outside, contents, mode)
+    }
+
+    fn run_jobs(&self) -> Result<()> {
+        let profile = &self.baking.source.profile;
+        for job in profile.jobs.iter().filter(|job| job.when == When::Bake) {
+            if job.creates.as_ref().is_some_and(|path| self.stage.chroot.outside(path).exists()) {
+                continue;
+            }
+            self.ui.step(format!("running the job {}", job.name));
+            self.stage
+                .chroot
+                .call(START_SCRIPT)
+                .args(["job", &job.name])
+                .named(format!("job {}", job.name))
+                .run()
+                .hint_with(|| format!("its command is: {}", job.command))?;
+        }
+        Ok(())
+    }
 }
 
 /// The manifest as far as it is known before packing.

@@ -309,7 +309,7 @@ fn certificates() -> Result<Finding> {
         let detail = format!("{} is not in the host's: update-ca-certificates", first.display());
         return Ok(Finding::bad("certificates", detail).fix(Remedy::UpdateCertificates));
     }
-    let proxies: Vec<&str> = chroot::proxies().map(|(name, _)| name).collect();
+    let proxies: Vec<&str> = machine::proxies().map(|(name, _)| name).collect();
     let proxies = match proxies.as_slice() {
         [] => "no proxy is set".to_owned(),
         names => names.join(", "),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, baking};
+use super::Context;
 use crate::debian::apt::{Apt, Offer};
 use crate::debian::{self, Archive, Pool};
 use crate::error::{Exit, Mark as _, refuse};
@@ -406,7 +406,7 @@ impl Locking<'_> {
         }
         if let Some(project) = built_project(python) {
             let epoch = self.environment.epoch;
-            sources.push(baking::fetch_project(project, epoch, stage, self.node, transaction)?);
+            sources.push(stage.fetch_project(project, epoch, self.node.layout(), transaction)?);
         }
         let asked = build::asked(&stage.chroot, installer, &python.interpreter, &sources);
         let asked = python::explain(asked)?;

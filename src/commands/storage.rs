@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::error::{Exit, refuse};
+use crate::machine;
 use crate::node::{Node, Object};
 use crate::plan::Plan;
 use crate::run;
@@ -236,7 +237,7 @@ fn init(args: &InitArgs, node: Node, context: &Context) -> Result<Exit> {
         for (what, commands) in ground::describe(&ground, &node.site()) {
             plan.commands(what, commands);
         }
-        if run::systemd_is_init() {
+        if machine::systemd_is_init() {
             plan.step("have systemd attach it after a reboot");
         }
         context.show_plan(&plan);

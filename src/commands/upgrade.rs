@@ -9,13 +9,14 @@ use super::incoming::{self, Arrival, Options};
 use super::record::Subject;
 use crate::error::{Exit, refuse};
 use crate::history::{self, Outcome};
+use crate::machine;
 use crate::manifest::Manifest;
 use crate::mount;
 use crate::node::{self, Node};
 use crate::plan::Plan;
 use crate::profile::{Seconds, When};
 use crate::release::App;
-use crate::run;
+
 use crate::supervise;
 use crate::switch::{self, Course};
 
@@ -121,7 +122,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     })?;
     context.ui.done(format!("upgraded {what}"));
     if let Some(within) = &args.confirm_within {
-        let tended = if run::systemd_is_init() { "" } else { ", if cron(8) runs farmctl tend" };
+        let tended = if machine::systemd_is_init() { "" } else { ", if cron(8) runs farmctl tend" };
         context.ui.warn(format!(
             "{serving} serves again in {within}{tended}, unless: farmctl confirm {}",
             args.name

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::Archive;
 use super::archive::{APT_HELPER, release_date};
-use super::{APT_GET, Archive};
-use crate::chroot;
 use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::lockfile::{Deb, Phase};
+use crate::machine::{self, APT_GET};
 use crate::manifest::InRelease;
 use crate::run::{Invocation, Tool};
 
@@ -115,11 +115,7 @@ impl Apt {
     }
 
     fn call(&self, program: Invocation) -> Invocation {
-        let mut call = program.env("APT_CONFIG", self.directory.join("apt.conf"));
-        for (name, value) in chroot::proxies() {
-            call = call.env(name, value);
-        }
-        call
+        machine::proxied(program.env("APT_CONFIG", self.directory.join("apt.conf")))
     }
 
     fn get(&self, verb: &str) -> Invocation {

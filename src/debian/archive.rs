@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::{APT_GET, DEBOOTSTRAP, GPGV, KEYRING};
-use crate::chroot;
+use super::{DEBOOTSTRAP, GPGV, KEYRING};
 use crate::error::{Mark as _, refuse};
 use crate::file;
+use crate::machine::{self, APT_GET};
 use crate::manifest::InRelease;
 use crate::profile::Environment;
 use crate::run::Invocation;
@@ -288,15 +288,12 @@ fn parse_date(date: &str) -> Result<i64> {
 }
 
 fn download(uri: &str, target: &Path) -> Result<()> {
-    let mut call = Invocation::program(APT_HELPER)
+    let call = Invocation::program(APT_HELPER)
         .args(["-o", "Acquire::Retries=2", "-o", "Acquire::http::Timeout=30"])
         // Else it warns that _apt cannot read where it writes.
         .args(["-o", "APT::Sandbox::User=root", "download-file", uri])
         .arg(target);
-    for (name, value) in chroot::proxies() {
-        call = call.env(name, value);
-    }
-    call.run()
+    machine::proxied(call).run()
 }
 
 /// Where downloaded packages are kept on the host, per suite and architecture.

@@ -8,10 +8,11 @@ use anyhow::{Context as _, Result, anyhow};
 
 use crate::error::{Mark as _, refuse};
 use crate::file;
+use crate::machine;
 use crate::place;
 use crate::process;
 use crate::profile::Front;
-use crate::run::{Invocation, Outcome, Tool, poll_until, systemd_is_init};
+use crate::run::{Invocation, Outcome, Tool, poll_until};
 
 pub(super) const NGINX: Tool = Tool { name: "nginx", package: "nginx" };
 const SERVICE: Tool = Tool { name: "service", package: "init-system-helpers" };
@@ -120,7 +121,7 @@ fn workers(master: u32) -> Result<Vec<u32>> {
 
 fn starting() -> Invocation {
     // A child of ours would be in the scope of somebody's login, and end with it.
-    if systemd_is_init() {
+    if machine::systemd_is_init() {
         Invocation::of(&SYSTEMCTL).args(["start", "nginx"])
     } else {
         Invocation::of(&SERVICE).args(["nginx", "start"])

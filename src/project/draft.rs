@@ -1,24 +1,27 @@
 //! The profile of a recognised project, each line with the reason it is there.
 
+mod django;
+
 use std::fmt::Write as _;
 
 use anyhow::{Context as _, Result};
 
 use super::callable::{Callable, Interface, ready_path};
 use super::debian::{self, Packages};
-use super::django::{Database, Django, SecretKey};
+use super::django::SecretKey;
 use super::metadata::{Metadata, Wanted};
-use super::node_settings::{self, MODULE};
 use super::requirement::Requirement;
 use super::server::{GUNICORN, Server, Serving};
 use super::survey::{Survey, directory, join};
 use super::variable;
+use super::words::{and, list, name_of, quoted, version_of};
 use super::{Project, Served, Wish, recognise};
 use crate::error::{Exit, Mark as _, refuse};
 use crate::profile;
 
 /// The file requirements are written to where the project's own do not suffice.
 pub const REQUIREMENTS: &str = "farmctl-requirements.txt";
+
 /// A profile, what lies beside it, and what was assumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
@@ -60,52 +63,6 @@ pub fn draft(survey: &Survey, directory: &str, wish: &Wish) -> Result<Draft> {
     // What this program cannot read, it must not write.
     profile::parse(&text).with_context(|| format!("reading the profile of {name} again"))?;
     Ok(Draft { name, profile: text, requirements, assumptions })
-}
-
-/// An application's name out of any other: `[a-z][a-z0-9-]{0,23}`.
-fn name_of(name: &str) -> String {
-    let mut plain = String::new();
-    for letter in name.to_lowercase().chars() {
-        if letter.is_ascii_alphanumeric() {
-            plain.push(letter);
-        } else if !plain.ends_with('-') {
-            plain.push('-');
-        }
-    }
-    let plain = plain.trim_start_matches(|letter: char| !letter.is_ascii_lowercase());
-    let plain: String = plain.chars().take(24).collect();
-    match plain.trim_end_matches('-') {
-        "" => "site".to_owned(),
-        // farmctl's own volumes begin so.
-        name if name.starts_with("env-") || name.starts_with("stage-") => name.replacen('-', "", 1),
-        name => name.to_owned(),
-    }
-}
-
-/// An application's version out of any other: `[0-9A-Za-z.]{1,24}`.
-fn version_of(version: &str) -> String {
-    let public = version.split('+').next().unwrap_or(version);
-    let letters = |letter: &char| letter.is_ascii_alphanumeric() || *letter == '.';
-    let plain: String = public.chars().filter(letters).take(24).collect();
-    if plain.is_empty() { "1".to_owned() } else { plain }
-}
-
-/// A string of TOML.
-pub(super) fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
-}
-
-fn list(words: &[&str]) -> String {
-    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-    format!("[{}]", words.join(", "))
-}
-
-fn and(words: &[&str]) -> String {
-    match words {
-        [] => String::new(),
-        [one] => (*one).to_owned(),
-        [all @ .., last] => format!("{} and {last}", all.join(", ")),
-    }
 }
 
 pub(super) struct Writer<'a> {
@@ -528,8 +485,11 @@ impl Writer<'_> {
         }
     }
 
-    fn front(&mut self, comment: &str) {
-        self.section(comment, "[front]");
+    fn front(&mut self) {
+        self.section(
+            "Where nginx listens: PORT or ADDRESS:PORT. Add server-names for host names.",
+            "[front]",
+        );
         self.line(format!("listen = [{}]", quoted(&self.wish.listen)));
     }
 
@@ -540,7 +500,7 @@ impl Writer<'_> {
     }
 
     pub(super) fn front_of_callable(&mut self) {
-        self.front(FRONT);
+        self.front();
         let statics = match &self.project.served {
             Served::Callable(one) | Served::Uwsgi(_, Some(one)) => one.statics.clone(),
             _ => None,
@@ -568,88 +528,6 @@ impl Writer<'_> {
         }
     }
 
-    /// Everything of Django: the settings of a node, the process, jobs, data and static files.
-    fn django(&mut self, django: &Django, serving: &Serving) {
-        let home = self.home.clone();
-        self.section(
-            "Settings of the node, over the project's own: where files lie, what only the node knows.",
-            "[[file]]",
-        );
-        self.line(format!("path = \"{}/{MODULE}.py\"", serving.directory));
-        let settings = node_settings::text(django, &home);
-        self.line(format!("content = '''\n{settings}'''"));
-        self.assume(format!(
-            "{MODULE}.py, a [[file]], takes over {} for the node",
-            django.settings
-        ));
-        if django.debug {
-            self.assume("DEBUG is switched off there");
-        }
-        if django.secret_key == SecretKey::Override {
-            self.assume("SECRET_KEY becomes a secret of the node's own");
-        }
-        self.process(serving);
-        if django.secret_key == SecretKey::Override {
-            self.secrets(&["SECRET_KEY".to_owned()]);
-        }
-        let manage = match &django.manage {
-            Some(_) => "python manage.py",
-            None => "python -m django",
-        };
-        if django.static_location.is_some() {
-            self.section(
-                "Static files do not depend on secrets, and there are none at bake.",
-                "[[job]]",
-            );
-            self.line("name = \"collect-static\"\nwhen = \"bake\"");
-            self.job(&format!("{manage} collectstatic --noinput --verbosity 0"), serving, true);
-        }
-        match django.database {
-            Database::None => {}
-            Database::Sqlite | Database::Server => {
-                self.section(
-                    "What a newer release asks of an older one's database. It runs while the old release\n\
-                     still serves: a migration must leave that one working.",
-                    "[[job]]",
-                );
-                self.line("name = \"migrate\"\nwhen = \"start\"");
-                self.job(&format!("{manage} migrate --noinput --verbosity 0"), serving, false);
-            }
-        }
-        match django.database {
-            Database::Sqlite => {
-                self.section("The database, which outlives releases.", "[[data]]");
-                self.line(format!("name = \"database\"\npath = \"{home}/data\""));
-                self.assume("SQLite in a [[data]] directory, migrated at every start");
-            }
-            Database::Server => self.assume("the database is on a server the node must reach"),
-            Database::None => {}
-        }
-        if django.media_location.is_some() {
-            self.section("Uploads, which outlive releases.", "[[data]]");
-            self.line(format!("name = \"media\"\npath = \"{home}/media\""));
-        }
-        self.front(FRONT);
-        if let Some(location) = &django.static_location {
-            self.static_files(location, &format!("{home}/static"));
-        }
-        if let Some(location) = &django.media_location {
-            self.static_files(location, &format!("{home}/media"));
-        }
-        self.assume("it answers to localhost and 127.0.0.1: other names go to SITE_HOSTS");
-    }
-
-    fn job(&mut self, command: &str, serving: &Serving, at_bake: bool) {
-        self.line(format!("command = {}", quoted(command)));
-        self.line(format!("directory = {}", quoted(&serving.directory)));
-        let mut environment = serving.environment.clone();
-        environment.push(("DJANGO_SETTINGS_MODULE".to_owned(), MODULE.to_owned()));
-        if at_bake {
-            environment.push(("SITE_WITHOUT_SECRETS".to_owned(), "yes".to_owned()));
-        }
-        self.variables_line(&environment);
-    }
-
     /// A site of files alone.
     fn files(&mut self, directory: &str) {
         let from = if directory.is_empty() { "." } else { directory };
@@ -657,12 +535,10 @@ impl Writer<'_> {
         self.section("The site.", "[[copy]]");
         self.line(format!("from = {}", quoted(from)));
         self.line(format!("to = {}", quoted(&to)));
-        self.front("Where nginx listens: PORT or ADDRESS:PORT. Add server-names for host names.");
+        self.front();
         self.static_files("/", &to);
     }
 }
-
-const FRONT: &str = "Where nginx listens: PORT or ADDRESS:PORT. Add server-names for host names.";
 
 fn said(callable: &Callable) -> String {
     let interface = match callable.interface {
@@ -716,21 +592,6 @@ mod tests {
         path = "/srv/my-shop/files"
         "#);
         assert_eq!(draft.requirements, None);
-    }
-
-    #[test]
-    fn names_and_versions_become_ones_a_profile_takes() {
-        for (name, ours) in [
-            ("Web.Shop_2", "web-shop-2"),
-            ("2nd", "nd"),
-            ("env-x", "envx"),
-            ("", "site"),
-            ("a-very-long-name-of-a-project", "a-very-long-name-of-a-pr"),
-        ] {
-            assert_eq!(name_of(name), ours, "{name}");
-        }
-        assert_eq!(version_of("1.0.dev3+g12"), "1.0.dev3");
-        assert_eq!(version_of("+"), "1");
     }
 
     #[test]

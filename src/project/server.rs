@@ -4,9 +4,10 @@
 use std::fmt::Write as _;
 
 use super::Served;
-use super::draft::{Writer, quoted};
+use super::draft::Writer;
 use super::node_settings::MODULE;
 use super::variable;
+use super::words::quoted;
 
 /// The first major version of gunicorn with a control socket that stays off by an option
 /// of its own (<https://docs.gunicorn.org/en/stable/news.html>).

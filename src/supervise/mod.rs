@@ -21,8 +21,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::layout::{Layout, parse_session};
+use crate::machine::systemd_is_init;
 use crate::profile;
-use crate::run::{Tool, systemd_is_init};
+use crate::run::Tool;
 
 /// A process as a supervisor is told about it.
 #[derive(Clone, Debug, PartialEq)]
