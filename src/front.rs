@@ -5,6 +5,7 @@
 //! and nginx is reloaded only when a vhost comes, changes or goes.
 
 mod access;
+mod certificate;
 mod listener;
 mod nginx;
 mod vhost;
@@ -19,6 +20,7 @@ use anyhow::{Context as _, Result};
 use nix::fcntl::Flock;
 
 pub use self::access::{Counted, Traffic, forget_requests};
+use self::certificate::Certificate;
 pub use self::listener::connections;
 pub use self::nginx::{check, describe_take_up};
 use self::vhost::Site;
@@ -97,6 +99,12 @@ pub fn export_static(
             .with_context(|| format!("exporting {}", files.path.display()))?;
     }
     Ok(())
+}
+
+/// Files of the certificate the node has made for an application; none if it has not.
+#[must_use]
+pub fn own_certificate(layout: &Layout, app: &str) -> Vec<PathBuf> {
+    Certificate::own(layout, app).files().into_iter().map(Path::to_owned).collect()
 }
 
 /// Makes the way from nginx to a session: its socket, if a process answers requests, and its
@@ -254,6 +262,9 @@ fn put_up(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<Published
     let publish = || -> Result<Published> {
         let _lock = lock()?;
         listener::check(app, front)?;
+        if let Some(certificate) = &site.certificate {
+            certificate.provide(app, front)?;
+        }
         if is_enabled(app, &text)? {
             let started_nginx = nginx::master()?.is_none();
             if started_nginx || !listener::accepts(front) {
@@ -269,7 +280,7 @@ fn put_up(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<Published
         let mut put = || -> Result<bool> {
             file::publish(&available(app), text.as_bytes(), 0o644)?;
             file::link(&available(app), &enabled(app))?;
-            nginx::check_ours(front)?;
+            nginx::check_ours(site)?;
             told = true;
             let started = nginx::take_up()?;
             listener::wait_for(front)?;

@@ -45,6 +45,24 @@ impl Layout {
         self.root.join("etc/farmctl/apps").join(format!("{app}.env"))
     }
 
+    /// Directory of the certificates the administrator gives vhosts: `NAME.crt`, `NAME.key`.
+    #[must_use]
+    pub fn certificates(&self) -> PathBuf {
+        self.root.join("etc/farmctl/tls")
+    }
+
+    /// Directory of those the node has made itself.
+    #[must_use]
+    pub fn own_certificates(&self) -> PathBuf {
+        self.state().join("tls")
+    }
+
+    /// Directory of the administrator's own lines for a vhost: `*.conf`.
+    #[must_use]
+    pub fn snippets(&self, app: &str) -> PathBuf {
+        self.root.join("etc/farmctl/nginx").join(app)
+    }
+
     /// The secret key this machine signs tarballs with; its public half beside it.
     #[must_use]
     pub fn signing_key(&self) -> PathBuf {

@@ -442,6 +442,7 @@ pub struct Secret {
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Front {
     /// Where nginx listens: `PORT` or `ADDRESS:PORT`.
+    #[serde(default)]
     pub listen: Vec<String>,
     /// Host names; default: any.
     #[serde(default)]
@@ -455,6 +456,30 @@ pub struct Front {
     /// Largest request body, in MiB.
     #[serde(default = "body_limit")]
     pub max_body_mib: u32,
+    /// How long the process may be silent before its answer, and in it.
+    #[serde(default = "a_minute")]
+    pub timeout: Seconds,
+    /// Where nginx speaks TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+}
+
+impl Front {
+    /// All addresses nginx listens on.
+    pub fn addresses(&self) -> impl Iterator<Item = &String> {
+        self.listen.iter().chain(self.tls.iter().flat_map(|tls| &tls.listen))
+    }
+}
+
+/// `[front.tls]`: HTTPS.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Tls {
+    /// Where nginx speaks TLS: `PORT` or `ADDRESS:PORT`.
+    pub listen: Vec<String>,
+    /// Whether who comes by `[front] listen` is sent there.
+    #[serde(default = "yes")]
+    pub redirect: bool,
 }
 
 /// `[[front.static]]`: a location nginx serves itself.
@@ -497,6 +522,9 @@ fn root_directory() -> PathBuf {
 }
 fn term() -> Signal {
     Signal::Term
+}
+fn a_minute() -> Seconds {
+    Seconds(60)
 }
 fn half_a_minute() -> Seconds {
     Seconds(30)

@@ -180,6 +180,11 @@ pub const SECTIONS: &[Section] = &[
         purpose: "The nginx vhost that leads to the application.",
     },
     Section {
+        name: "front.tls",
+        written: "[front.tls]",
+        purpose: "HTTPS. The certificate is the node's: `/etc/farmctl/tls/NAME.crt` and `NAME.key`, or one that farmctl makes and signs itself while there is none.",
+    },
+    Section {
         name: "front.static",
         written: "[[front.static]]",
         purpose: "Locations nginx serves itself.",
@@ -286,11 +291,16 @@ pub const KEYS: &[Key] = &[
     key("secret", "name", Text, Required, "Name: `[A-Z][A-Z0-9_]{0,63}`."),
     key("secret", "generate", Switch, Value("false"), "Make a random value at install when the node has none."),
 
-    key("front", "listen", Texts, Required, "Where nginx listens: `\"PORT\"` or `\"ADDRESS:PORT\"`."),
+    key("front", "listen", Texts, Words("none, with `[front.tls]`"), "Where nginx listens: `\"PORT\"` or `\"ADDRESS:PORT\"`."),
     key("front", "server-names", Texts, Words("any"), "Host names."),
     key("front", "process", Text, Words("the first process"), "The process requests go to."),
     key("front", "static", Tables, Nothing, "See `[[front.static]]`."),
     key("front", "max-body-mib", Number, Value("16"), "Largest request body, in MiB."),
+    key("front", "timeout", Duration, Value("\"60s\""), "How long the process may be silent before its answer, and in it."),
+    key("front", "tls", Table, Nothing, "See `[front.tls]`."),
+
+    key("front.tls", "listen", Texts, Required, "Where nginx speaks TLS: `\"PORT\"` or `\"ADDRESS:PORT\"`."),
+    key("front.tls", "redirect", Switch, Value("true"), "Whether who comes by `[front] listen` is sent to the first of these."),
 
     key("front.static", "location", Text, Required, "URL prefix: `/static/`; `/`, for all of a site without processes."),
     key("front.static", "path", Text, Required, "Directory in the release, exported at install, or in one of the `[[data]]` directories."),
@@ -360,7 +370,8 @@ mod tests {
     use super::*;
     use crate::profile::{
         Build, Copied, DataDirectory, Environment, Front, Grants, Installer, Job, Process, Profile,
-        Python, Ready, Reload, Rendered, Seconds, Secret, Signal, StaticFiles, Stop, Volumes, When,
+        Python, Ready, Reload, Rendered, Seconds, Secret, Signal, StaticFiles, Stop, Tls, Volumes,
+        When,
     };
     use crate::size::Size;
 
@@ -437,6 +448,8 @@ mod tests {
                 process: Some(text()),
                 statics: vec![StaticFiles { location: text(), path: "x".into() }],
                 max_body_mib: 1,
+                timeout: Seconds(1),
+                tls: Some(Tls { listen: texts(), redirect: true }),
             }),
         }
     }

@@ -77,6 +77,7 @@ pub fn raise(
     say(&format!("beginning session {name}"));
     let mount = session::open(node, app, manifest, &name, transaction)?;
     let session = Session { name, version: manifest.version.clone(), begun: node::now() };
+    let served = Served { app, session: &session, manifest, node, supervisor };
     for job in jobs(manifest, moments) {
         say(&format!("running the job {}", job.name));
         run_job(job, &session, &mount)?;
@@ -85,269 +86,280 @@ pub fn raise(
     for process in &manifest.profile.processes {
         say(&format!("starting the process {}", process.name));
     }
-    start_processes(app, &session, manifest, &mount, node, supervisor)?;
+    served.start_processes(&mount)?;
     Ok(session)
 }
 
-/// Starts all processes and waits until they serve.
-///
-/// # Errors
-/// When one does not: with its last lines.
-pub fn start_processes(
-    app: &App,
-    session: &Session,
-    manifest: &Manifest,
-    mount: &Path,
-    node: &Node,
-    supervisor: &dyn Supervise,
-) -> Result<()> {
-    let mut before = Vec::new();
-    let mut programs = Vec::new();
-    for process in &manifest.profile.processes {
-        before.push(supervisor.position(&session.name, &process.name)?);
-        programs.push(Program {
-            process: process.name.clone(),
-            release: manifest.version.clone(),
-            session: session.name.clone(),
-            mount: mount.to_owned(),
-            mounts: session::mount_points(manifest, &session.name)?,
-            uid: app.uid,
-            gid: crate::account::gid(&app.name)?,
-            stop: process.stop.clone(),
-            reload: process.reload.clone(),
-        });
-    }
-    supervisor.start(&session.name, &programs)?;
-    for (process, before) in manifest.profile.processes.iter().zip(before) {
-        wait_until_ready(app, session, process, &before, node, supervisor)?;
-    }
-    Ok(())
+/// A session of an application, and what is needed to look after it.
+#[derive(Clone, Copy, Debug)]
+pub struct Served<'a> {
+    /// The application.
+    pub app: &'a App,
+    /// The session.
+    pub session: &'a Session,
+    /// Manifest of its release.
+    pub manifest: &'a Manifest,
+    /// The node.
+    pub node: &'a Node,
+    /// Runs the processes.
+    pub supervisor: &'a dyn Supervise,
 }
 
-/// Waits until a process serves; `before` is where its output stood before it was started.
-///
-/// # Errors
-/// When it ends, is not ready in time, or the user interrupts.
-pub fn wait_until_ready(
-    app: &App,
-    session: &Session,
-    process: &Process,
-    before: &Position,
-    node: &Node,
-    supervisor: &dyn Supervise,
-) -> Result<()> {
-    let state = || -> Result<State> {
+impl Served<'_> {
+    /// Starts all processes and waits until they serve.
+    ///
+    /// # Errors
+    /// When one does not: with its last lines.
+    fn start_processes(&self, mount: &Path) -> Result<()> {
+        let Self { app, session, manifest, supervisor, .. } = *self;
+        let mut before = Vec::new();
+        let mut programs = Vec::new();
+        for process in &manifest.profile.processes {
+            before.push(supervisor.position(&session.name, &process.name)?);
+            programs.push(Program {
+                process: process.name.clone(),
+                release: manifest.version.clone(),
+                session: session.name.clone(),
+                mount: mount.to_owned(),
+                mounts: session::mount_points(manifest, &session.name)?,
+                uid: app.uid,
+                gid: crate::account::gid(&app.name)?,
+                stop: process.stop.clone(),
+                reload: process.reload.clone(),
+            });
+        }
+        supervisor.start(&session.name, &programs)?;
+        for (process, before) in manifest.profile.processes.iter().zip(before) {
+            self.wait_until_ready(process, &before)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a process serves; `before` is where its output stood before it was started.
+    ///
+    /// # Errors
+    /// When it ends, is not ready in time, or the user interrupts.
+    pub fn wait_until_ready(&self, process: &Process, before: &Position) -> Result<()> {
+        let Self { app, session, node, supervisor, .. } = *self;
+        let state = || -> Result<State> {
+            let states = supervisor.states(&session.name)?;
+            let found = states.into_iter().find(|state| state.process == process.name);
+            Ok(found.map_or(State::Stopped, |state| state.state))
+        };
+        let failed =
+            |state: &State| matches!(state, State::Failed | State::Backoff | State::Stopped);
+        let within =
+            process.ready.as_ref().map_or(SETTLING, |ready| Duration::from_secs(ready.within.0));
+        let mut last_answer = String::new();
+        let mut looks = 0u32;
+        let found = poll_until(within, || {
+            if let Some(ready) = &process.ready {
+                let socket = node.layout().socket(&app.name, &session.name, &process.name);
+                match probe::ready(&socket, &ready.http) {
+                    Ok(answer) if answer.is_good() => return Ok(Some(Ok(()))),
+                    Ok(answer) => last_answer = format!("it answers {}", answer.status),
+                    Err(error) => last_answer = format!("{error:#}"),
+                }
+            }
+            looks += 1;
+            // Asking the supervisor costs more than asking the process.
+            if looks % 5 == 0 {
+                let state = state()?;
+                if failed(&state) {
+                    return Ok(Some(Err(state)));
+                }
+            }
+            check_interrupted()?;
+            Ok(None)
+        })?;
+        let reason = match found {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(_)) => "it ends as soon as it is started".to_owned(),
+            None if process.ready.is_none() && !failed(&state()?) => return Ok(()),
+            None => format!("it is not ready after {} s: {last_answer}", within.as_secs()),
+        };
+        self.failure(&process.name, before, &reason)
+            .with_context(|| format!("process {}", process.name))
+            .hint(format!("farmctl logs {} shows all of its output", app.name))
+    }
+
+    /// The error of a process that does not do what it should, with the last lines it has
+    /// printed since `before`.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn failure(&self, process: &str, before: &Position, reason: &str) -> Result<()> {
+        let Self { session, supervisor, .. } = *self;
+        let mut lines = supervisor.lines_since(&session.name, process, before)?;
+        lines.drain(..lines.len().saturating_sub(LAST_LINES));
+        let last: String = lines.iter().map(|line| format!("\n  | {line}")).collect();
+        bail!("{reason}{last}")
+    }
+
+    /// Publishes the vhost and points it at the session.
+    ///
+    /// # Errors
+    /// When nginx refuses the vhost; the one before is then in force again.
+    pub fn publish_front(&self) -> Result<Published> {
+        let Self { app, session, manifest, node, .. } = *self;
+        self.make_way()?;
+        front::switch(node.layout(), &app.name, &session.name)?;
+        front::publish(node.layout(), manifest)
+    }
+
+    /// Makes the way from nginx to the session. Nothing is led there yet.
+    ///
+    /// # Errors
+    /// When a link cannot be made.
+    pub fn make_way(&self) -> Result<()> {
+        let Self { session, manifest, node, .. } = *self;
+        let socket = self.front_socket();
+        front::make_way(node.layout(), manifest, &session.name, socket.as_deref())
+    }
+
+    /// The socket requests to a session go to; none if nothing leads to its release, or to its
+    /// files alone.
+    #[must_use]
+    pub fn front_socket(&self) -> Option<PathBuf> {
+        let Self { app, session, manifest, node, .. } = *self;
+        let process = manifest.profile.front_process()?;
+        Some(node.layout().socket(&app.name, &session.name, &process.name))
+    }
+
+    /// What is not as state says it should be.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    pub fn troubles(&self) -> Result<Vec<String>> {
+        let Self { session, manifest, node, supervisor, .. } = *self;
+        let mut troubles = Vec::new();
+        if let Some(flaw) = session::flaw(node.layout(), manifest, session)? {
+            troubles.push(format!("session {}: {flaw}", session.name));
+        }
         let states = supervisor.states(&session.name)?;
-        let found = states.into_iter().find(|state| state.process == process.name);
-        Ok(found.map_or(State::Stopped, |state| state.state))
-    };
-    let failed = |state: &State| matches!(state, State::Failed | State::Backoff | State::Stopped);
-    let within =
-        process.ready.as_ref().map_or(SETTLING, |ready| Duration::from_secs(ready.within.0));
-    let mut last_answer = String::new();
-    let mut looks = 0u32;
-    let found = poll_until(within, || {
-        if let Some(ready) = &process.ready {
-            let socket = node.layout().socket(&app.name, &session.name, &process.name);
-            match probe::ready(&socket, &ready.http) {
-                Ok(answer) if answer.is_good() => return Ok(Some(Ok(()))),
-                Ok(answer) => last_answer = format!("it answers {}", answer.status),
-                Err(error) => last_answer = format!("{error:#}"),
+        for process in &manifest.profile.processes {
+            if !states.iter().any(|state| state.process == process.name && state.runs()) {
+                troubles.push(format!("process {} is not running", process.name));
             }
         }
-        looks += 1;
-        // Asking the supervisor costs more than asking the process.
-        if looks % 5 == 0 {
-            let state = state()?;
-            if failed(&state) {
-                return Ok(Some(Err(state)));
+        if manifest.profile.front.is_some()
+            && !front::is_published(node.layout(), manifest, &session.name)?
+        {
+            troubles.push("the vhost is not published".to_owned());
+        }
+        Ok(troubles)
+    }
+
+    /// Brings back what state says runs: the session after a reboot, processes that are
+    /// gone, the vhost. Answers whether anything had to be done.
+    ///
+    /// # Errors
+    /// When the session cannot be recovered or a process does not get ready.
+    pub fn restore(&self, say: &dyn Fn(&str)) -> Result<bool> {
+        let Self { app, session, manifest, node, .. } = *self;
+        let (mount, mut repaired) = self.recover(say)?;
+        let mut started = self.start_missing(&mount, say).map(|missing| repaired |= missing);
+        if manifest.profile.front.is_none() {
+            // Of the release before, if it had one.
+            front::withdraw(node.layout(), &app.name)?;
+        }
+        // Also when a process does not start: it need not be the one requests go to.
+        if manifest.profile.front.is_some()
+            && !front::is_published(node.layout(), manifest, &session.name)?
+        {
+            say("publishing the vhost");
+            repaired = true;
+            let published = self.publish_front();
+            started = started.and(published.map(|_| ()));
+        }
+        started?;
+        Ok(repaired)
+    }
+
+    /// Brings back a session and its processes, and leads nothing to it. Answers whether
+    /// anything had to be done.
+    ///
+    /// # Errors
+    /// As [`Self::restore`].
+    pub fn restore_processes(&self, say: &dyn Fn(&str)) -> Result<bool> {
+        let (mount, recovered) = self.recover(say)?;
+        let missing = self.start_missing(&mount, say)?;
+        Ok(recovered || missing)
+    }
+
+    /// Recovers a session that has a flaw; answers where it is mounted, and whether it had.
+    fn recover(&self, say: &dyn Fn(&str)) -> Result<(PathBuf, bool)> {
+        let Self { app, session, manifest, node, supervisor } = *self;
+        let Some(flaw) = session::flaw(node.layout(), manifest, session)? else {
+            return Ok((schroot::mount_of(&session.name), false));
+        };
+        say(&format!("recovering the session: {flaw}"));
+        supervisor.halt(&session.name)?;
+        Ok((session::recover(node, app, manifest, session)?, true))
+    }
+
+    /// Starts a session's processes if one does not run; answers whether.
+    fn start_missing(&self, mount: &Path, say: &dyn Fn(&str)) -> Result<bool> {
+        let Self { session, manifest, supervisor, .. } = *self;
+        let states = supervisor.states(&session.name)?;
+        let runs = |process: &Process| {
+            states.iter().any(|state| state.process == process.name && state.runs())
+        };
+        if manifest.profile.processes.iter().all(runs) {
+            return Ok(false);
+        }
+        say("starting the processes");
+        self.start_processes(mount)?;
+        Ok(true)
+    }
+
+    /// Lets a process take up new code.
+    ///
+    /// # Errors
+    /// When the check refuses the new code (nothing was signalled then), or the new workers
+    /// do not answer.
+    pub fn reload(&self, process: &Process) -> Result<Reloaded> {
+        let Self { app, session, supervisor, .. } = *self;
+        let running = |supervisor: &dyn Supervise| -> Result<u32> {
+            let states = supervisor.states(&session.name)?;
+            let pid = states
+                .iter()
+                .find(|state| state.process == process.name)
+                .and_then(|state| state.pid);
+            pid.with_context(|| format!("process {} is not running", process.name))
+                .hint(format!("farmctl start {}", app.name))
+        };
+        if let Some(check) = check_call(process, &session.name) {
+            // A signal onto broken code takes the whole server down: gunicorn ends when its
+            // new workers do not boot (benoitc/gunicorn#2443).
+            check
+                .run()
+                .hint("the running code was left alone: correct the new one and reload again")?;
+        }
+        let position = supervisor.position(&session.name, &process.name)?;
+        let pid = running(supervisor)?;
+        let before = process::children(pid)?;
+        let by = match &process.reload {
+            Reload::Restart => {
+                supervisor.restart(&session.name, &process.name)?;
+                "restart".to_owned()
             }
-        }
-        check_interrupted()?;
-        Ok(None)
-    })?;
-    let reason = match found {
-        Some(Ok(())) => return Ok(()),
-        Some(Err(_)) => "it ends as soon as it is started".to_owned(),
-        None if process.ready.is_none() && !failed(&state()?) => return Ok(()),
-        None => format!("it is not ready after {} s: {last_answer}", within.as_secs()),
-    };
-    failure(session, &process.name, before, &reason, supervisor)
-        .with_context(|| format!("process {}", process.name))
-        .hint(format!("farmctl logs {} shows all of its output", app.name))
-}
-
-/// The error of a process that does not do what it should, with the last lines it has
-/// printed since `before`.
-///
-/// # Errors
-/// Always.
-pub fn failure(
-    session: &Session,
-    process: &str,
-    before: &Position,
-    reason: &str,
-    supervisor: &dyn Supervise,
-) -> Result<()> {
-    let mut lines = supervisor.lines_since(&session.name, process, before)?;
-    lines.drain(..lines.len().saturating_sub(LAST_LINES));
-    let last: String = lines.iter().map(|line| format!("\n  | {line}")).collect();
-    bail!("{reason}{last}")
-}
-
-/// Publishes the vhost and points it at the session.
-///
-/// # Errors
-/// When nginx refuses the vhost; the one before is then in force again.
-pub fn publish_front(
-    app: &App,
-    session: &Session,
-    manifest: &Manifest,
-    node: &Node,
-) -> Result<Published> {
-    make_way(app, session, manifest, node)?;
-    front::switch(node.layout(), &app.name, &session.name)?;
-    front::publish(node.layout(), manifest)
-}
-
-/// Makes the way from nginx to the session. Nothing is led there yet.
-///
-/// # Errors
-/// When a link cannot be made.
-pub fn make_way(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Result<()> {
-    let socket = front_socket(app, session, manifest, node);
-    front::make_way(node.layout(), manifest, &session.name, socket.as_deref())
-}
-
-/// The socket requests to a session go to; none if nothing leads to its release, or to its
-/// files alone.
-#[must_use]
-pub fn front_socket(
-    app: &App,
-    session: &Session,
-    manifest: &Manifest,
-    node: &Node,
-) -> Option<PathBuf> {
-    let process = manifest.profile.front_process()?;
-    Some(node.layout().socket(&app.name, &session.name, &process.name))
-}
-
-/// What is not as state says it should be.
-///
-/// # Errors
-/// When that cannot be found out.
-pub fn troubles(
-    session: &Session,
-    manifest: &Manifest,
-    node: &Node,
-    supervisor: &dyn Supervise,
-) -> Result<Vec<String>> {
-    let mut troubles = Vec::new();
-    if let Some(flaw) = session::flaw(node.layout(), manifest, session)? {
-        troubles.push(format!("session {}: {flaw}", session.name));
+            Reload::Signal(signal) => {
+                process::send(pid, signal.number())?;
+                wait_for_new_workers(pid, &before, process, signal)?;
+                signal.name().to_owned()
+            }
+        };
+        self.wait_until_ready(process, &position)?;
+        let pid = running(supervisor)?;
+        Ok(Reloaded {
+            process: process.name.clone(),
+            by,
+            pid,
+            before,
+            after: process::children(pid)?,
+        })
     }
-    let states = supervisor.states(&session.name)?;
-    for process in &manifest.profile.processes {
-        if !states.iter().any(|state| state.process == process.name && state.runs()) {
-            troubles.push(format!("process {} is not running", process.name));
-        }
-    }
-    if manifest.profile.front.is_some()
-        && !front::is_published(node.layout(), manifest, &session.name)?
-    {
-        troubles.push("the vhost is not published".to_owned());
-    }
-    Ok(troubles)
-}
-
-/// Brings back what state says runs: the session after a reboot, processes that are
-/// gone, the vhost. Answers whether anything had to be done.
-///
-/// # Errors
-/// When the session cannot be recovered or a process does not get ready.
-pub fn restore(
-    app: &App,
-    session: &Session,
-    manifest: &Manifest,
-    node: &Node,
-    supervisor: &dyn Supervise,
-    say: &dyn Fn(&str),
-) -> Result<bool> {
-    let (mount, mut repaired) = recover(app, session, manifest, node, supervisor, say)?;
-    let mut started = start_missing(app, session, manifest, &mount, node, supervisor, say)
-        .map(|missing| repaired |= missing);
-    if manifest.profile.front.is_none() {
-        // Of the release before, if it had one.
-        front::withdraw(node.layout(), &app.name)?;
-    }
-    // Also when a process does not start: it need not be the one requests go to.
-    if manifest.profile.front.is_some()
-        && !front::is_published(node.layout(), manifest, &session.name)?
-    {
-        say("publishing the vhost");
-        repaired = true;
-        let published = publish_front(app, session, manifest, node);
-        started = started.and(published.map(|_| ()));
-    }
-    started?;
-    Ok(repaired)
-}
-
-/// Brings back a session and its processes, and leads nothing to it. Answers whether
-/// anything had to be done.
-///
-/// # Errors
-/// As [`restore`].
-pub fn restore_processes(
-    app: &App,
-    session: &Session,
-    manifest: &Manifest,
-    node: &Node,
-    supervisor: &dyn Supervise,
-    say: &dyn Fn(&str),
-) -> Result<bool> {
-    let (mount, recovered) = recover(app, session, manifest, node, supervisor, say)?;
-    let missing = start_missing(app, session, manifest, &mount, node, supervisor, say)?;
-    Ok(recovered || missing)
-}
-
-/// Recovers a session that has a flaw; answers where it is mounted, and whether it had.
-fn recover(
-    app: &App,
-    session: &Session,
-    manifest: &Manifest,
-    node: &Node,
-    supervisor: &dyn Supervise,
-    say: &dyn Fn(&str),
-) -> Result<(PathBuf, bool)> {
-    let Some(flaw) = session::flaw(node.layout(), manifest, session)? else {
-        return Ok((schroot::mount_of(&session.name), false));
-    };
-    say(&format!("recovering the session: {flaw}"));
-    supervisor.halt(&session.name)?;
-    Ok((session::recover(node, app, manifest, session)?, true))
-}
-
-/// Starts a session's processes if one does not run; answers whether.
-fn start_missing(
-    app: &App,
-    session: &Session,
-    manifest: &Manifest,
-    mount: &Path,
-    node: &Node,
-    supervisor: &dyn Supervise,
-    say: &dyn Fn(&str),
-) -> Result<bool> {
-    let states = supervisor.states(&session.name)?;
-    let runs = |process: &Process| {
-        states.iter().any(|state| state.process == process.name && state.runs())
-    };
-    if manifest.profile.processes.iter().all(runs) {
-        return Ok(false);
-    }
-    say("starting the processes");
-    start_processes(app, session, manifest, mount, node, supervisor)?;
-    Ok(true)
 }
 
 /// What a reload did to one process.
@@ -364,51 +376,6 @@ pub struct Reloaded {
     pub before: Vec<u32>,
     /// Its workers after.
     pub after: Vec<u32>,
-}
-
-/// Lets a process take up new code.
-///
-/// # Errors
-/// When the check refuses the new code (nothing was signalled then), or the new workers
-/// do not answer.
-pub fn reload(
-    app: &App,
-    session: &Session,
-    process: &Process,
-    node: &Node,
-    supervisor: &dyn Supervise,
-) -> Result<Reloaded> {
-    let running = |supervisor: &dyn Supervise| -> Result<u32> {
-        let states = supervisor.states(&session.name)?;
-        let pid =
-            states.iter().find(|state| state.process == process.name).and_then(|state| state.pid);
-        pid.with_context(|| format!("process {} is not running", process.name))
-            .hint(format!("farmctl start {}", app.name))
-    };
-    if let Some(check) = check_call(process, &session.name) {
-        // A signal onto broken code takes the whole server down: gunicorn ends when its
-        // new workers do not boot (benoitc/gunicorn#2443).
-        check
-            .run()
-            .hint("the running code was left alone: correct the new one and reload again")?;
-    }
-    let position = supervisor.position(&session.name, &process.name)?;
-    let pid = running(supervisor)?;
-    let before = process::children(pid)?;
-    let by = match &process.reload {
-        Reload::Restart => {
-            supervisor.restart(&session.name, &process.name)?;
-            "restart".to_owned()
-        }
-        Reload::Signal(signal) => {
-            process::send(pid, signal.number())?;
-            wait_for_new_workers(pid, &before, process, signal)?;
-            signal.name().to_owned()
-        }
-    };
-    wait_until_ready(app, session, process, &position, node, supervisor)?;
-    let pid = running(supervisor)?;
-    Ok(Reloaded { process: process.name.clone(), by, pid, before, after: process::children(pid)? })
 }
 
 /// Waits until none of the old workers is left and new ones are there. A server without

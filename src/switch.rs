@@ -23,7 +23,7 @@ use crate::process;
 use crate::profile::When;
 use crate::release::{App, Preview, Session};
 use crate::run::{Shield, check_interrupted, poll_until};
-use crate::serve;
+use crate::serve::{self, Served};
 use crate::supervise::Supervise;
 use crate::undo;
 
@@ -33,14 +33,13 @@ const WARMING: usize = 2;
 /// Most requests to warm one process up.
 const WARMED: usize = 32;
 
+/// Why a session is ended, unless it has just been replaced.
+const STOOD_BY: &str = ", which stood by";
+
 /// Asks a session's processes as nginx will, so that its first users wait no longer than
 /// later ones.
-fn warm_up(
-    session: &Session,
-    manifest: &Manifest,
-    node: &Node,
-    supervisor: &dyn Supervise,
-) -> Result<()> {
+fn warm_up(served: &Served<'_>) -> Result<()> {
+    let Served { session, manifest, supervisor, .. } = *served;
     let states = supervisor.states(&session.name)?;
     for process in &manifest.profile.processes {
         if process.ready.is_none() {
@@ -53,7 +52,7 @@ fn warm_up(
         };
         for _ in 0..(workers * WARMING).min(WARMED) {
             check_interrupted()?;
-            if let Some(reason) = unwell(&process.name, session, manifest, node)? {
+            if let Some(reason) = unwell(&process.name, served)? {
                 bail!("process {}: {reason}", process.name);
             }
         }
@@ -116,34 +115,38 @@ pub fn to_release(
     say: &dyn Fn(&str),
 ) -> Result<App> {
     let Course { node, supervisor, .. } = *course;
+    let standing = app.session.as_ref();
+    let standing =
+        standing.map(|session| Served { app, session, manifest: before, node, supervisor });
     let switched = undo::attempt(node, verb, &app.name, |transaction| {
         let previewed = app.preview.as_ref().map(|preview| &preview.session);
         let session = match previewed.filter(|it| it.version == manifest.version) {
             Some(session) => {
                 say(&format!("taking session {}, the preview", session.name));
-                serve::restore_processes(app, session, manifest, node, supervisor, say)?;
+                Served { app, session, manifest, node, supervisor }.restore_processes(say)?;
                 session.clone()
             }
             None => {
                 serve::raise(app, manifest, course.moments, node, supervisor, transaction, say)?
             }
         };
-        warm_up(&session, manifest, node, supervisor)?;
-        let mut watch = Watch::begin(&session, manifest, supervisor)?;
-        prepare(app, &session, manifest, before, node)?;
+        let served = Served { app, session: &session, manifest, node, supervisor };
+        warm_up(&served)?;
+        let mut watch = Watch::begin(&served)?;
+        prepare(&served, standing.as_ref())?;
         say(&format!("leading requests to {}", manifest.version));
         let mut switched = app.clone().switched(session.clone());
         // In the state from the first: who is killed here cannot be asked.
         switched.confirm_by = course.confirm_by();
-        let proved = switch(switched, &session, manifest, before, node).and_then(|switched| {
+        let proved = switch(switched, &served, before).and_then(|switched| {
             if !course.watch.is_zero() {
                 say(&format!("watching it for {} s", course.watch.as_secs()));
             }
-            watch.prove(&session, manifest, course)?;
+            watch.prove(&served, course.watch)?;
             Ok(switched)
         });
         let hint = format!("farmctl logs {} shows what it has printed", app.name);
-        proved.hint(hint).map_err(|error| match switch_back(app, before, node) {
+        proved.hint(hint).map_err(|error| match switch_back(app, standing.as_ref(), node) {
             Ok(()) => error.context(SwitchedBack { version: before.version.clone() }),
             Err(failed) => {
                 let version = &before.version;
@@ -168,9 +171,10 @@ pub fn to_release(
             .try_for_each(|it| front::set_backup(node.layout(), &it.name, None))?;
         return Ok(switched);
     }
-    retire_all(switched, manifest, &|_| Ok(before.clone()), node, course.drain, &|session| {
-        say(&format!("ending session {} when its last request is done", session.name));
-    })
+    let manifest_of =
+        |version: &str| Ok(if version == manifest.version { manifest } else { before }.clone());
+    Ending { node, supervisor, manifest_of: &manifest_of, drain: course.drain, say }
+        .end_standby(switched, " when its last request is done")
 }
 
 /// Takes the vhost of a preview away that there is no more.
@@ -193,24 +197,24 @@ pub fn preview(
     undo::attempt(node, "preview", &app.name, |transaction| {
         let session =
             serve::raise(app, manifest, course.moments, node, supervisor, transaction, say)?;
-        warm_up(&session, manifest, node, supervisor)?;
+        let served = Served { app, session: &session, manifest, node, supervisor };
+        warm_up(&served)?;
         let port = manifest.profile.front.as_ref().map(|_| front::preview_port()).transpose()?;
         transaction.intend(Object::Preview { app: app.name.clone() })?;
-        let preview = Preview { session, port };
-        let address = show(app, &preview, manifest, node)?;
+        let address = show(&served, port)?;
         let mut app = app.clone();
-        app.preview = Some(preview);
+        app.preview = Some(Preview { session, port });
         node.save_app(&app)?;
         Ok(address)
     })
 }
 
 /// Makes the way to a preview, and its vhost.
-fn show(app: &App, preview: &Preview, manifest: &Manifest, node: &Node) -> Result<Option<String>> {
-    let Preview { session, port } = preview;
+fn show(served: &Served<'_>, port: Option<u16>) -> Result<Option<String>> {
     let Some(port) = port else { return Ok(None) };
-    serve::make_way(app, session, manifest, node)?;
-    front::publish_preview(node.layout(), manifest, &session.name, *port)
+    let Served { session, manifest, node, .. } = *served;
+    served.make_way()?;
+    front::publish_preview(node.layout(), manifest, &session.name, port)
 }
 
 /// Brings a preview back, as after a reboot; answers where it can be looked at.
@@ -225,8 +229,9 @@ pub fn restore_preview(
     say: &dyn Fn(&str),
 ) -> Result<Option<String>> {
     let Some(preview) = &app.preview else { return Ok(None) };
-    serve::restore_processes(app, &preview.session, manifest, node, supervisor, say)?;
-    show(app, preview, manifest, node)
+    let served = Served { app, session: &preview.session, manifest, node, supervisor };
+    served.restore_processes(say)?;
+    show(&served, preview.port)
 }
 
 /// Ends a preview. Answers the application without it.
@@ -249,39 +254,29 @@ pub fn end_preview(app: App, node: &Node) -> Result<App> {
 /// Makes everything that the switch to a session needs, so that it is one rename(2). What
 /// nginx refuses is known before anything has happened, and locations that only the new
 /// release has are there before the first page that asks for them.
-fn prepare(
-    app: &App,
-    session: &Session,
-    manifest: &Manifest,
-    before: &Manifest,
-    node: &Node,
-) -> Result<()> {
+fn prepare(served: &Served<'_>, standing: Option<&Served<'_>>) -> Result<()> {
+    let Served { session, manifest, node, .. } = *served;
     check_interrupted()?;
     if manifest.profile.front.is_none() {
         return Ok(());
     }
-    serve::make_way(app, session, manifest, node)?;
-    let backup = app.session.as_ref().and_then(|it| serve::front_socket(app, it, before, node));
+    served.make_way()?;
+    let backup = standing.and_then(Served::front_socket);
     front::set_backup(node.layout(), &session.name, backup.as_deref())?;
-    let Some(standing) = app.session.as_ref().filter(|_| before.profile.front.is_some()) else {
+    let Some(standing) = standing.filter(|it| it.manifest.profile.front.is_some()) else {
         return Ok(());
     };
-    if !front::is_published(node.layout(), before, &standing.name)? {
+    if !front::is_published(node.layout(), standing.manifest, &standing.session.name)? {
         // A killed farmctl may have written another vhost, and not have told nginx. If this
         // one is refused as well, the next one says so.
-        drop(serve::publish_front(app, standing, before, node));
+        drop(standing.publish_front());
     }
     front::publish(node.layout(), manifest).map(drop)
 }
 
 /// Makes `session` the one that serves; the one before stands by.
-fn switch(
-    switched: App,
-    session: &Session,
-    manifest: &Manifest,
-    before: &Manifest,
-    node: &Node,
-) -> Result<App> {
+fn switch(switched: App, served: &Served<'_>, before: &Manifest) -> Result<App> {
+    let Served { session, manifest, node, .. } = *served;
     let name = &switched.name;
     // State first: `tend` makes the links what state says.
     node.save_app(&switched)?;
@@ -297,28 +292,30 @@ fn switch(
 }
 
 /// Makes `before` the state again: the session that served then still runs.
-fn switch_back(before: &App, manifest: &Manifest, node: &Node) -> Result<()> {
+fn switch_back(before: &App, standing: Option<&Served<'_>>, node: &Node) -> Result<()> {
     let _shield = Shield::raise();
     // Not the state first, as in `switch`: until it is written anew it names both sessions,
     // so that gc takes neither away.
-    let led = before.session.as_ref().map_or(Ok(()), |session| {
-        if manifest.profile.front.is_none() {
+    let led = standing.map_or(Ok(()), |standing| {
+        if standing.manifest.profile.front.is_none() {
             return front::withdraw(node.layout(), &before.name);
         }
-        serve::make_way(before, session, manifest, node)?;
+        standing.make_way()?;
         // Before requests are led back: those that the other session breaks off when it is
         // ended are asked here.
-        back_itself(before, session, manifest, node)?;
-        serve::publish_front(before, session, manifest, node).map(drop)
+        back_itself(standing)?;
+        standing.publish_front().map(drop)
     });
     node.save_app(before).and(led)
 }
 
 /// Makes the session that serves its own backup, for requests that another one, which is
 /// about to be ended, breaks off.
-fn back_itself(app: &App, session: &Session, manifest: &Manifest, node: &Node) -> Result<()> {
-    match serve::front_socket(app, session, manifest, node) {
-        Some(socket) => front::set_backup(node.layout(), &session.name, Some(&socket)),
+fn back_itself(served: &Served<'_>) -> Result<()> {
+    match served.front_socket() {
+        Some(socket) => {
+            front::set_backup(served.node.layout(), &served.session.name, Some(&socket))
+        }
         None => Ok(()),
     }
 }
@@ -328,128 +325,107 @@ pub fn upgrade_jobs(manifest: &Manifest) -> impl Iterator<Item = &str> {
     serve::jobs(manifest, &[When::Upgrade]).map(|job| job.name.as_str())
 }
 
-/// Finishes what an interrupted change left: one whole release serves afterwards, the new
-/// one if it does, else the one before. What waits to be confirmed in time goes on to wait,
-/// and what was not is taken back.
-///
-/// # Errors
-/// When neither can be brought back, or what stands by cannot be ended.
-pub fn settle(
-    app: App,
-    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
-    node: &Node,
-    supervisor: &dyn Supervise,
-    patience: Duration,
-    say: &dyn Fn(&str),
-) -> Result<App> {
-    let (Some(session), Some(before)) = (app.session.clone(), app.standby.last().cloned()) else {
-        return Ok(app);
-    };
-    withdraw_preview(&app)?;
-    let manifest = manifest_of(&session.version)?;
-    let mut app = app;
-    if app.confirm_by.is_some_and(|by| by <= node::now()) {
-        say(&format!("nobody has confirmed {}, back to {}", session.version, before.version));
-        return go_back(app, manifest_of, node, supervisor, patience, say);
-    }
-    if let Err(error) = serve::restore(&app, &session, &manifest, node, supervisor, say) {
-        check_interrupted()?;
-        // If neither can be brought back, it is not the release's fault: the state stays, and
-        // the first error is the one to look into.
-        let Ok(back) = return_to_standby(app, manifest_of, node, supervisor, say) else {
-            return Err(error);
+/// How a change comes to its end that was interrupted, taken back or confirmed.
+pub struct Ending<'a> {
+    /// The node.
+    pub node: &'a Node,
+    /// Runs the processes.
+    pub supervisor: &'a dyn Supervise,
+    /// The manifest of a release, by its version.
+    pub manifest_of: &'a dyn Fn(&str) -> Result<Manifest>,
+    /// How long the last requests of sessions that stand by are waited for.
+    pub drain: Duration,
+    /// Is told each step.
+    pub say: &'a dyn Fn(&str),
+}
+
+impl Ending<'_> {
+    /// Finishes what an interrupted change left: one whole release serves afterwards, the new
+    /// one if it does, else the one before. What waits to be confirmed in time goes on to
+    /// wait, and what was not is taken back.
+    ///
+    /// # Errors
+    /// When neither can be brought back, or what stands by cannot be ended.
+    pub fn settle(&self, app: App) -> Result<App> {
+        let (Some(session), Some(before)) = (app.session.clone(), app.standby.last().cloned())
+        else {
+            return Ok(app);
         };
-        say(&format!("{} does not serve, back to {}: {error:#}", session.version, before.version));
-        app = back;
+        withdraw_preview(&app)?;
+        let mut app = app;
+        if app.confirm_by.is_some_and(|by| by <= node::now()) {
+            let (new, old) = (&session.version, &before.version);
+            (self.say)(&format!("nobody has confirmed {new}, back to {old}"));
+            return self.go_back(app);
+        }
+        if let Err(error) = self.restore(&app) {
+            check_interrupted()?;
+            // If neither can be brought back, it is not the release's fault: the state stays,
+            // and the first error is the one to look into.
+            let Ok(back) = self.return_to_standby(app) else {
+                return Err(error);
+            };
+            let (new, old) = (&session.version, &before.version);
+            (self.say)(&format!("{new} does not serve, back to {old}: {error:#}"));
+            app = back;
+        }
+        if app.confirm_by.is_some() {
+            return Ok(app);
+        }
+        self.end_standby(app, STOOD_BY)
     }
-    if app.confirm_by.is_some() {
-        return Ok(app);
+
+    /// Has the session that stands by serve again, at once, and ends the other one.
+    ///
+    /// # Errors
+    /// When it cannot be brought back: nothing is changed then.
+    pub fn go_back(&self, app: App) -> Result<App> {
+        let back = self.return_to_standby(app)?;
+        self.end_standby(back, STOOD_BY)
     }
-    end_standby(app, manifest_of, node, patience, say)
-}
 
-/// Has the session that stood by last serve again.
-fn return_to_standby(
-    app: App,
-    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
-    node: &Node,
-    supervisor: &dyn Supervise,
-    say: &dyn Fn(&str),
-) -> Result<App> {
-    let back = app.returned();
-    if let Some(session) = &back.session {
-        let manifest = manifest_of(&session.version)?;
-        serve::restore(&back, session, &manifest, node, supervisor, say)?;
+    /// Takes the session that serves for good, and ends those that stand by.
+    ///
+    /// # Errors
+    /// When one cannot be ended.
+    pub fn confirm(&self, app: App) -> Result<App> {
+        let app = app.confirmed();
+        self.node.save_app(&app)?;
+        self.end_standby(app, STOOD_BY)
     }
-    node.save_app(&back)?;
-    Ok(back)
-}
 
-/// Has the session that stands by serve again, at once, and ends the other one.
-///
-/// # Errors
-/// When it cannot be brought back: nothing is changed then.
-pub fn go_back(
-    app: App,
-    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
-    node: &Node,
-    supervisor: &dyn Supervise,
-    patience: Duration,
-    say: &dyn Fn(&str),
-) -> Result<App> {
-    let back = return_to_standby(app, manifest_of, node, supervisor, say)?;
-    end_standby(back, manifest_of, node, patience, say)
-}
-
-/// Takes the session that serves for good, and ends those that stand by.
-///
-/// # Errors
-/// When one cannot be ended.
-pub fn confirm(
-    app: App,
-    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
-    node: &Node,
-    patience: Duration,
-    say: &dyn Fn(&str),
-) -> Result<App> {
-    let app = app.confirmed();
-    node.save_app(&app)?;
-    end_standby(app, manifest_of, node, patience, say)
-}
-
-fn end_standby(
-    app: App,
-    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
-    node: &Node,
-    patience: Duration,
-    say: &dyn Fn(&str),
-) -> Result<App> {
-    let Some(session) = app.session.clone() else { return Ok(app) };
-    let manifest = manifest_of(&session.version)?;
-    retire_all(app, &manifest, manifest_of, node, patience, &|session| {
-        say(&format!("ending session {}, which stood by", session.name));
-    })
-}
-
-/// Ends all sessions that stand by. Answers the application without them.
-fn retire_all(
-    app: App,
-    manifest: &Manifest,
-    manifest_of: &dyn Fn(&str) -> Result<Manifest>,
-    node: &Node,
-    patience: Duration,
-    say: &dyn Fn(&Session),
-) -> Result<App> {
-    let serving = app.session.clone();
-    // Requests that are broken off at last, and may be, are asked again where it serves.
-    serving.iter().try_for_each(|session| back_itself(&app, session, manifest, node))?;
-    let mut app = app;
-    for session in app.standby.clone() {
-        say(&session);
-        app = retire(app, &session, &manifest_of(&session.version)?, node, patience)?;
+    /// Has the session that serves do so, whatever has happened.
+    fn restore(&self, app: &App) -> Result<()> {
+        let Some(session) = &app.session else { return Ok(()) };
+        let manifest = &(self.manifest_of)(&session.version)?;
+        let Self { node, supervisor, say, .. } = *self;
+        Served { app, session, manifest, node, supervisor }.restore(say).map(drop)
     }
-    serving.iter().try_for_each(|it| front::set_backup(node.layout(), &it.name, None))?;
-    Ok(app)
+
+    /// Has the session that stood by last serve again.
+    fn return_to_standby(&self, app: App) -> Result<App> {
+        let back = app.returned();
+        self.restore(&back)?;
+        self.node.save_app(&back)?;
+        Ok(back)
+    }
+
+    /// Ends all sessions that stand by, and says so in lines that end with `how`. Answers
+    /// the application without them.
+    fn end_standby(&self, app: App, how: &str) -> Result<App> {
+        let Self { node, supervisor, manifest_of, drain, say } = *self;
+        let Some(session) = &app.session.clone() else { return Ok(app) };
+        let manifest = &manifest_of(&session.version)?;
+        // Requests that are broken off at last, and may be, are asked again where it serves.
+        back_itself(&Served { app: &app, session, manifest, node, supervisor })?;
+        let mut app = app;
+        for standing in app.standby.clone() {
+            say(&format!("ending session {}{how}", standing.name));
+            app = retire(app, &standing, &manifest_of(&standing.version)?, node, drain)?;
+        }
+        front::set_backup(node.layout(), &session.name, None)?;
+        Ok(app)
+    }
 }
 
 /// Ends a session that stands by: when its last request is done, at the latest after

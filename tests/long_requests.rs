@@ -3,6 +3,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "common/server.rs"]
+mod server;
 #[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/signal.rs"]
 mod signal;
@@ -13,42 +15,21 @@ mod tiny;
 #[path = "common/web.rs"]
 mod web;
 
-use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use common::{Farm, Running, tool, wait_for};
+use common::{Farm, Running, wait_for};
 use signal::word;
-use tiny::Tiny;
 use web::{Load, get};
 
 const PORT: u16 = 18_085;
 const SOON: Duration = Duration::from_secs(60);
 
 fn pack(farm: &Farm, version: &str) -> PathBuf {
-    let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/long_server.py");
-    let profile = tiny::profile(
-        "shop",
-        version,
-        &format!(
-            "[[process]]\nname = \"web\"\nready = {{ http = \"/ready\" }}\n\
-             command = \"python3 -ISB /srv/server.py {{{{ listen.web }}}} {version}\"\n\n\
-             [front]\nlisten = [\"127.0.0.1:{PORT}\"]\n"
-        ),
-    );
-    let out = farm.root().join("out");
-    fs::create_dir_all(&out).expect("there is room");
-    let script = fs::read(&server).expect("it is part of the source");
-    let tiny = Tiny::new(&profile).with("/usr/bin/python3").file("srv/server.py", script, 0o644);
-    let modules = tool("/usr/bin/python3", &["-ISB", word(&server), "--modules"]);
-    let add = |tiny: Tiny, path: &str| {
-        let content = fs::read(path).expect("it was imported");
-        tiny.file(path.trim_start_matches('/'), content, 0o644)
-    };
-    modules.lines().fold(tiny, add).pack(&out)
+    server::pack(farm, version, &format!("[front]\nlisten = [\"127.0.0.1:{PORT}\"]\n"))
 }
 
 /// A websocket (RFC 6455) that is open.

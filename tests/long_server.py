@@ -1,4 +1,4 @@
-"""A server with long answers and websockets, out of the standard library's smallest parts.
+"""A server with long and late answers and websockets, out of the standard library's smallest parts.
 
 usage: long_server.py unix:PATH VERSION
        long_server.py --modules    (prints the files of the modules it needs)
@@ -16,6 +16,7 @@ import time
 # RFC 6455, 1.3.
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 LONG = 20
+SILENT = 3
 
 
 def head_of(stream):
@@ -62,7 +63,11 @@ def serve(stream, version):
             path = head.split(b" ")[1]
             if path == b"/websocket":
                 return echo(stream, head, version)
+            if path == b"/silent":
+                time.sleep(SILENT)
             stream.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+            if path == b"/head":
+                stream.sendall(head)
             if path == b"/long":
                 for _ in range(LONG):
                     stream.sendall(b".")

@@ -79,13 +79,13 @@ fn while_a_release_is_watched_the_one_before_answers_what_it_breaks_off() {
     let answer = get(PORT, "/gone");
     assert_eq!((answer.status, answer.body.as_str()), (200, "1.0"));
     // What may not be done twice is not asked twice, once it is sent.
-    assert_eq!(ask("POST", PORT, "/gone", "Content-Length: 0\r\n").status, 502);
+    assert_eq!(ask("POST", PORT, "/gone", "Content-Length: 0\r\n").status, 503);
     assert_eq!(watched.end(Signal::SIGINT).code, 130);
     assert_serves("1.0");
     assert_alone(&farm);
     // Not watched any more, it is asked alone, once.
     farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok();
-    assert_eq!(get(PORT, "/gone").status, 502);
+    assert_eq!(get(PORT, "/gone").status, 503);
     assert_serves("1.1");
     assert_alone(&farm);
 }
@@ -426,7 +426,7 @@ fn a_preview_is_looked_at_before_requests_are_led_to_it() {
             fs::remove_file(way.path().join("socket")).expect("the way leads to its socket");
         }
     }
-    assert_eq!(get(port, "/").status, 502);
+    assert_eq!(get(port, "/").status, 503);
     farm.run(&["tend"]).ok();
     looks();
     // The session that was looked at serves, and its jobs are done.

@@ -7,7 +7,8 @@ use super::record::Subject;
 use crate::error::Exit;
 use crate::plan::Plan;
 use crate::profile::Seconds;
-use crate::switch;
+use crate::supervise;
+use crate::switch::Ending;
 
 /// Keep the release of an upgrade that waits to be confirmed
 #[derive(Debug, clap::Args)]
@@ -53,7 +54,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let subject = Subject { context, node: &node, app: &args.name, verb: "confirm" };
     subject.record(&started.session.version, || {
         let say = |text: &str| context.ui.step(text);
-        switch::confirm(app, &manifest_of, &node, args.drain.duration(), &say)
+        let (supervisor, drain) = (supervise::detect(node.layout()), args.drain.duration());
+        let (node, supervisor) = (&node, supervisor.as_ref());
+        Ending { node, supervisor, manifest_of: &manifest_of, drain, say: &say }
+            .confirm(app)
             .with_context(|| format!("confirming {what}"))
     })?;
     context.ui.done(format!("confirmed {what}"));

@@ -17,9 +17,10 @@ use crate::machine;
 use crate::node::{self, Node};
 use crate::release::{App, EnvironmentRecord, Release};
 use crate::run::{self, Tool};
+use crate::serve::Served;
 use crate::storage::{self, Mark};
 use crate::supervise::{self, Supervise};
-use crate::{account, chroot, debian, front, schroot, serve, ui};
+use crate::{account, chroot, debian, front, schroot, ui};
 
 /// Room below which a warning is given, in bytes: a bootstrap and a bake of a small
 /// application take about this much.
@@ -405,8 +406,9 @@ fn application(app: &App, node: &Node, supervisor: &dyn Supervise) -> Finding {
     let state = match &app.session {
         None => "stopped".to_owned(),
         Some(session) => {
-            let found = super::manifest_of(node, app, &session.version)
-                .and_then(|manifest| serve::troubles(session, &manifest, node, supervisor));
+            let found = super::manifest_of(node, app, &session.version).and_then(|manifest| {
+                Served { app, session, manifest: &manifest, node, supervisor }.troubles()
+            });
             match found {
                 Ok(found) if found.is_empty() => {}
                 Ok(found) => {

@@ -13,7 +13,9 @@ use crate::plan::Plan;
 use crate::profile::Process;
 use crate::release::{App, Session};
 use crate::run;
+use crate::serve::Served;
 use crate::signature::SecretKey;
+use crate::supervise::Supervise;
 use crate::tarball::Archive;
 use crate::trust;
 use crate::ui::Ui;
@@ -274,6 +276,13 @@ struct Started {
     app: App,
     session: Session,
     manifest: Manifest,
+}
+
+impl Started {
+    fn served<'a>(&'a self, node: &'a Node, supervisor: &'a dyn Supervise) -> Served<'a> {
+        let Self { app, session, manifest } = self;
+        Served { app, session, manifest, node, supervisor }
+    }
 }
 
 /// The application of this name, which must be started.

@@ -62,9 +62,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         let mut done = Vec::new();
         for process in processes {
             context.ui.step(format!("reloading the process {}", process.name));
-            let reloaded =
-                serve::reload(&started.app, &started.session, process, &node, supervisor.as_ref())
-                    .with_context(|| format!("reloading {}", args.name))?;
+            let reloaded = started
+                .served(&node, supervisor.as_ref())
+                .reload(process)
+                .with_context(|| format!("reloading {}", args.name))?;
             context.ui.step(format!(
                 "{} {}: workers {} → {}",
                 reloaded.process,

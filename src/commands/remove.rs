@@ -7,6 +7,7 @@ use super::record::Subject;
 use crate::account;
 use crate::error::{Exit, refuse};
 use crate::file;
+use crate::front;
 use crate::layout;
 use crate::node::{Node, Object, Transaction};
 use crate::plan::Plan;
@@ -143,6 +144,9 @@ fn rest_of(args: &Args, app: &str, node: &Node) -> Result<Vec<Object>> {
     if args.data {
         objects.push(Object::Path { path: layout.secrets(app) });
         objects.push(Object::Path { path: layout.app_logs(app) });
+        for path in front::own_certificate(layout, app) {
+            objects.push(Object::Path { path });
+        }
         objects.push(Object::Path { path: layout.history(app) });
         objects.push(Object::Path { path: layout.older_history(app) });
         objects.push(Object::Requests { app: app.to_owned() });

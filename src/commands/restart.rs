@@ -6,7 +6,6 @@ use super::Context;
 use super::record::Subject;
 use crate::error::Exit;
 use crate::plan::Plan;
-use crate::serve;
 use crate::supervise;
 
 /// Restart an application's processes in the same session
@@ -55,14 +54,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             supervisor
                 .restart(&started.session.name, &process.name)
                 .and_then(|()| {
-                    serve::wait_until_ready(
-                        &started.app,
-                        &started.session,
-                        process,
-                        &before,
-                        &node,
-                        supervisor.as_ref(),
-                    )
+                    started.served(&node, supervisor.as_ref()).wait_until_ready(process, &before)
                 })
                 .with_context(|| format!("restarting {}", args.name))
         })

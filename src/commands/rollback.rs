@@ -9,7 +9,7 @@ use crate::history::{self, Outcome};
 use crate::plan::Plan;
 use crate::profile::{Seconds, When};
 use crate::supervise;
-use crate::switch::{self, Course};
+use crate::switch::{self, Course, Ending};
 
 /// Switch a running application back to the release before
 #[derive(Debug, clap::Args)]
@@ -56,7 +56,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         subject.record_steps(
             &history::who(),
             |_| Outcome::Done,
-            |say| switch::settle(app, &manifest_of, &node, supervisor.as_ref(), drain, say),
+            |say| {
+                let (node, supervisor) = (&node, supervisor.as_ref());
+                Ending { node, supervisor, manifest_of: &manifest_of, drain, say }.settle(app)
+            },
         )?
     };
     let serving = app.session.as_ref().map(|session| session.version.clone()).unwrap_or_default();
@@ -111,7 +114,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     };
     if standing.is_some() {
         subject.record(&format!("from {serving} to {version}"), || {
-            switch::go_back(app, &manifest_of, &node, supervisor.as_ref(), drain, &say)
+            let (node, supervisor) = (&node, supervisor.as_ref());
+            Ending { node, supervisor, manifest_of: &manifest_of, drain, say: &say }
+                .go_back(app)
                 .with_context(|| format!("rolling back {what}"))
         })?;
         context.ui.done(format!("rolled back {what}"));

@@ -15,7 +15,7 @@ use crate::profile::When;
 use crate::release::{App, Session};
 use crate::run;
 use crate::schroot;
-use crate::serve;
+use crate::serve::{self, Served};
 use crate::supervise::{self, Supervise};
 use crate::undo;
 
@@ -94,7 +94,8 @@ fn again(
         &history::who(),
         |_| Outcome::Done,
         |say| {
-            serve::restore(app, session, &manifest, node, supervisor, say)
+            Served { app, session, manifest: &manifest, node, supervisor }
+                .restore(say)
                 .with_context(|| format!("bringing {what} back"))
         },
     )?;
@@ -152,7 +153,8 @@ fn start(
     if manifest.profile.front.is_some() {
         ui.step("publishing the vhost");
         transaction.intend(Object::Front { app: app.name.clone() })?;
-        let front = serve::publish_front(app, &session, manifest, node)?;
+        let served = Served { app, session: &session, manifest, node, supervisor };
+        let front = served.publish_front()?;
         if front.started_nginx {
             ui.warn("nginx was not running and has been started");
         }

@@ -13,11 +13,11 @@ use crate::node::{self, Node};
 use crate::release::{App, Session};
 use crate::run;
 use crate::schroot;
-use crate::serve;
+use crate::serve::Served;
 use crate::session;
 use crate::storage::{self, Growth, Usage};
 use crate::supervise::{self, Supervise};
-use crate::switch;
+use crate::switch::{self, Ending};
 use crate::ui;
 use crate::undo;
 
@@ -122,12 +122,13 @@ fn bring_back(
         switch::restore_preview(&app, &manifest, node, supervisor, say)?;
     }
     if app.standby.is_empty() {
-        serve::restore(&app, session, manifest, node, supervisor, say)?;
+        Served { app: &app, session, manifest, node, supervisor }.restore(say)?;
         return Ok(Outcome::Done);
     }
     let known = app.clone();
     let manifest_of = |version: &str| super::manifest_of(node, &known, version);
-    let settled = switch::settle(app, &manifest_of, node, supervisor, DRAIN, say)?;
+    let settled =
+        Ending { node, supervisor, manifest_of: &manifest_of, drain: DRAIN, say }.settle(app)?;
     let same = settled.session.as_ref() == Some(session);
     Ok(if same { Outcome::Done } else { Outcome::SwitchedBack })
 }
@@ -138,8 +139,9 @@ fn look(node: &Node, context: &Context) -> Result<Exit> {
     let mut exit = Exit::Done;
     for app in node.apps()? {
         let Some(session) = &app.session else { continue };
-        let manifest = super::manifest_of(node, &app, &session.version)?;
-        for trouble in serve::troubles(session, &manifest, node, supervisor.as_ref())? {
+        let manifest = &super::manifest_of(node, &app, &session.version)?;
+        let supervisor = supervisor.as_ref();
+        for trouble in (Served { app: &app, session, manifest, node, supervisor }).troubles()? {
             context.ui.answer(format!("{}: {trouble}", app.name));
             exit = Exit::NotRight;
         }

@@ -18,7 +18,7 @@ use crate::profile::{Seconds, When};
 use crate::release::App;
 
 use crate::supervise;
-use crate::switch::{self, Course};
+use crate::switch::{self, Course, Ending};
 
 /// Switch a running application to another release without losing a request
 #[derive(Debug, clap::Args)]
@@ -95,7 +95,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         |_| Outcome::Done,
         |say| {
             let drain = args.drain.duration();
-            switch::settle(app.clone(), &manifest_of, &node, supervisor.as_ref(), drain, say)
+            let (node, supervisor) = (&node, supervisor.as_ref());
+            Ending { node, supervisor, manifest_of: &manifest_of, drain, say }.settle(app.clone())
         },
     )?;
     let serving = settled.session.clone().map(|session| session.version).unwrap_or_default();

@@ -25,7 +25,7 @@ fn addresses(front: &Front) -> Vec<SocketAddr> {
         Ok(address) => Some(address),
         Err(_) => listen.parse::<u16>().ok().map(|port| (Ipv4Addr::LOCALHOST, port).into()),
     };
-    front.listen.iter().filter_map(of).collect()
+    front.addresses().filter_map(of).collect()
 }
 
 pub(super) fn accepts(front: &Front) -> bool {
@@ -39,7 +39,10 @@ pub(super) fn wait_for(front: &Front) -> Result<()> {
         return Ok(());
     }
     refuse(
-        format_args!("nginx does not answer on {}", front.listen.join(", ")),
+        format_args!(
+            "nginx does not answer on {}",
+            front.addresses().map(String::as_str).collect::<Vec<_>>().join(", ")
+        ),
         "look at /var/log/nginx/error.log",
     )
 }
@@ -75,7 +78,7 @@ pub(super) fn check(app: &str, front: &Front) -> Result<()> {
     for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
         table.extend(parse_listeners(&file::read_if_there(Path::new(path))?.unwrap_or_default()));
     }
-    for listen in &front.listen {
+    for listen in front.addresses() {
         let wanted = match listen.parse::<SocketAddr>() {
             Ok(address) => address,
             Err(_) => (Ipv4Addr::UNSPECIFIED, listen.parse().unwrap_or(0)).into(),
@@ -108,7 +111,7 @@ fn check_own_vhosts(app: &str, front: &Front) -> Result<()> {
         } else {
             front.server_names.iter().map(String::as_str).collect()
         };
-        let listen = front.listen.iter().find(|listen| listens.contains(listen.as_str()));
+        let listen = front.addresses().find(|listen| listens.contains(listen.as_str()));
         if let (Some(listen), Some(shared)) = (listen, names.intersection(&wanted).next()) {
             let whom =
                 if *shared == "_" { "all names".to_owned() } else { format!("the name {shared}") };

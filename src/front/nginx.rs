@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 
+use super::vhost::Site;
 use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::machine;
 use crate::place;
 use crate::process;
-use crate::profile::Front;
 use crate::run::{Invocation, Outcome, Tool, poll_until};
 
 pub(super) const NGINX: Tool = Tool { name: "nginx", package: "nginx" };
@@ -51,19 +51,27 @@ fn check_as(fault: &str) -> Result<()> {
     )
 }
 
-pub(super) fn check_ours(front: &Front) -> Result<()> {
+pub(super) fn check_ours(site: &Site) -> Result<()> {
     let outcome = test()?;
     if !outcome.success() {
-        let taken = outcome.stderr.contains("duplicate default server");
-        let refused = anyhow!("nginx refuses it: {}", faults(&outcome.stderr));
-        return Err(refused).hint(if taken {
+        let stderr = &outcome.stderr;
+        let taken = stderr.contains("duplicate default server");
+        let says = |path: &Path| stderr.contains(&path.to_string_lossy().into_owned());
+        let is_shown = site.certificate.as_ref().is_some_and(|it| says(&it.chain) || says(&it.key));
+        let refused = anyhow!("nginx refuses it: {}", faults(stderr));
+        return Err(refused).hint(if is_shown {
+            "the certificate and its key, both in PEM, must belong together: openssl x509 -noout \
+             -text -in FILE shows one"
+        } else if says(&site.snippets) {
+            "that file is yours, and part of the vhost: correct it, or move it away"
+        } else if taken {
             "another vhost takes all names on this address: name the host in [front] \
              server-names, listen elsewhere, or disable that vhost"
         } else {
             "this is a fault of farmctl: please report it with the vhost"
         });
     }
-    let names: BTreeSet<&str> = front.server_names.iter().map(String::as_str).collect();
+    let names: BTreeSet<&str> = site.front.server_names.iter().map(String::as_str).collect();
     match parse_conflict(&outcome.stderr) {
         Some((name, address)) if names.contains(name) => refuse(
             format_args!("another vhost of nginx has the name {name} on {address}"),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use super::certificate::Certificate;
 use crate::error::refuse;
 use crate::layout::{self, Layout, NGINX_LOGS, WAY_BACKUP, WAY_FILES, WAY_SOCKET};
 use crate::manifest::Manifest;
@@ -16,7 +17,9 @@ use crate::template::key;
 /// Where the application is reached, for people: its first address, by its first name.
 #[must_use]
 pub fn address(front: &Front) -> String {
-    let listen = front.listen.first().map_or("80", String::as_str);
+    let tls = front.tls.as_ref().and_then(|tls| tls.listen.first());
+    let (scheme, own_port) = if tls.is_some() { ("https", 443) } else { ("http", 80) };
+    let listen = tls.or(front.listen.first()).map_or("80", String::as_str);
     let (host, port) = match listen.parse::<SocketAddr>() {
         Ok(address) if address.ip().is_unspecified() => (None, address.port()),
         Ok(address) => (Some(host_of(address.ip())), address.port()),
@@ -25,7 +28,16 @@ pub fn address(front: &Front) -> String {
     // A name with a wildcard is no address.
     let name = front.server_names.iter().find(|name| !name.contains('*'));
     let host = name.cloned().or(host).unwrap_or_else(|| "127.0.0.1".to_owned());
-    if port == 80 { format!("http://{host}/") } else { format!("http://{host}:{port}/") }
+    if port == own_port {
+        format!("{scheme}://{host}/")
+    } else {
+        format!("{scheme}://{host}:{port}/")
+    }
+}
+
+/// The port of `PORT` or `ADDRESS:PORT`.
+fn port_of(listen: &str) -> u16 {
+    listen.parse().map_or_else(|_| listen.parse().unwrap_or(80), |at: SocketAddr| at.port())
 }
 
 fn host_of(address: IpAddr) -> String {
@@ -55,6 +67,12 @@ fn source(layout: &Layout, manifest: &Manifest, files: &StaticFiles) -> Source {
     Source::Export
 }
 
+/// What nginx answers while nobody does: nothing in it may need another request.
+const UNAVAILABLE: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
+    <meta name=\"viewport\" content=\"width=device-width\"><title>Not available</title>\
+    <body style=\"font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em\">\
+    <h1>Not available at the moment</h1><p>Please try again in a few seconds.</p>";
+
 /// A path as a word of nginx's configuration.
 fn word(path: &Path) -> Result<String> {
     let text = path.to_string_lossy();
@@ -78,13 +96,19 @@ pub(super) struct Site {
     /// The directory that leads to a session.
     way: PathBuf,
     pub(super) front: Front,
+    /// With TLS only.
+    pub(super) certificate: Option<Certificate>,
+    /// The administrator's own lines.
+    pub(super) snippets: PathBuf,
 }
 
 impl Site {
     /// Where an application is reached.
     pub(super) fn of(layout: &Layout, app: &str, front: &Front) -> Self {
         let (prefix, way) = ("farmctl", layout.front_link(app));
-        Self { name: app.to_owned(), prefix, way, front: front.clone() }
+        let certificate = front.tls.as_ref().map(|_| Certificate::of(layout, app));
+        let (name, front, snippets) = (app.to_owned(), front.clone(), layout.snippets(app));
+        Self { name, prefix, way, front, certificate, snippets }
     }
 
     /// Where a session of it is looked at.
@@ -96,10 +120,11 @@ impl Site {
         port: u16,
     ) -> Self {
         let listen = vec![format!("127.0.0.1:{port}")];
-        let front = Front { listen, server_names: Vec::new(), ..front.clone() };
+        let front = Front { listen, server_names: Vec::new(), tls: None, ..front.clone() };
         // No application has a dot in its name.
         let name = format!("{app}.preview");
-        Self { name, prefix: "farmctlpreview", way: layout.way(session), front }
+        let (prefix, way, snippets) = ("farmctlpreview", layout.way(session), layout.snippets(app));
+        Self { name, prefix, way, front, certificate: None, snippets }
     }
 }
 
@@ -109,7 +134,7 @@ impl Site {
 /// When a path has letters nginx cannot be told about.
 pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<String> {
     let app = &manifest.name;
-    let Site { name, prefix, way, front } = site;
+    let Site { name, prefix, way, front, .. } = site;
     let upstream = format!("{prefix}_{}", key(app));
     let variable = format!("${upstream}_connection");
     // A site of files alone has none.
@@ -129,16 +154,40 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
              }}\n"
         );
     }
-    text.push_str("server {\n");
     // Without names it is for every name: also for those no other vhost has.
     let names =
         if front.server_names.is_empty() { "_".to_owned() } else { front.server_names.join(" ") };
     let default = if front.server_names.is_empty() { " default_server" } else { "" };
-    for listen in &front.listen {
-        let _ = writeln!(text, "    listen {listen}{default};");
+    let head = |plain: &[String], tls: &[String]| {
+        let mut head = "server {\n".to_owned();
+        for listen in plain {
+            let _ = writeln!(head, "    listen {listen}{default};");
+        }
+        for listen in tls {
+            let _ = writeln!(head, "    listen {listen} ssl{default};");
+        }
+        let _ = writeln!(head, "    server_name {names};");
+        let _ = writeln!(head, "    access_log {NGINX_LOGS}/{};", layout::access_log(name));
+        head
+    };
+    let mut plain = front.listen.as_slice();
+    if let Some(tls) = front.tls.as_ref().filter(|tls| tls.redirect && !plain.is_empty()) {
+        text.push_str(&head(plain, &[]));
+        let port = match port_of(tls.listen.first().map_or("443", String::as_str)) {
+            443 => String::new(),
+            port => format!(":{port}"),
+        };
+        // 308 keeps the method, unlike 301 (RFC 9110, 15.4.9).
+        let _ = writeln!(text, "    return 308 https://$host{port}$request_uri;\n}}");
+        plain = &[];
     }
-    let _ = writeln!(text, "    server_name {names};");
-    let _ = writeln!(text, "    access_log {NGINX_LOGS}/{};", layout::access_log(name));
+    text.push_str(&head(plain, front.tls.as_ref().map_or(&[], |tls| &tls.listen)));
+    if let Some(Certificate { chain, key, .. }) = &site.certificate {
+        let _ = writeln!(text, "    ssl_certificate {};", word(chain)?);
+        let _ = writeln!(text, "    ssl_certificate_key {};", word(key)?);
+        // Debian's nginx.conf allows those of RFC 8996, too.
+        let _ = writeln!(text, "    ssl_protocols TLSv1.2 TLSv1.3;");
+    }
     let _ = writeln!(text, "    client_max_body_size {}m;", front.max_body_mib);
     // nginx ends a client's connection after 1000 requests by default. Under load that
     // races with the client's next request: `wrk -c32` counts some 4 read errors in
@@ -151,6 +200,8 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
                  proxy_pass http://{upstream};\n        \
                  # Not after a time-out: what is slow would be done twice.\n        \
                  proxy_next_upstream error;\n        \
+                 proxy_read_timeout {timeout}s;\n        \
+                 proxy_send_timeout {timeout}s;\n        \
                  proxy_http_version 1.1;\n        \
                  proxy_redirect off;\n        \
                  proxy_set_header Host $http_host;\n        \
@@ -159,7 +210,14 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
                  proxy_set_header X-Real-IP $remote_addr;\n        \
                  proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n        \
                  proxy_set_header X-Forwarded-Proto $scheme;\n        \
-                 proxy_set_header X-Forwarded-Host $http_host;\n    }}\n"
+                 proxy_set_header X-Forwarded-Host $http_host;\n    }}\n\n    \
+                 # Nobody answers. What the application itself answers goes out as it is.\n    \
+                 error_page 502 = @unavailable;\n    \
+                 location @unavailable {{\n        \
+                     default_type text/html;\n        \
+                     add_header Retry-After 10 always;\n        \
+                     return 503 '{UNAVAILABLE}';\n    }}\n",
+            timeout = front.timeout.0,
         );
     }
     for files in &front.statics {
@@ -192,7 +250,7 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
         }
         text.push_str("    }\n");
     }
-    text.push_str("}\n");
+    let _ = writeln!(text, "\n    include {}/*.conf;\n}}", word(&site.snippets)?);
     Ok(text)
 }
 
@@ -292,6 +350,8 @@ mod tests {
                 proxy_pass http://farmctl_shop;
                 # Not after a time-out: what is slow would be done twice.
                 proxy_next_upstream error;
+                proxy_read_timeout 60s;
+                proxy_send_timeout 60s;
                 proxy_http_version 1.1;
                 proxy_redirect off;
                 proxy_set_header Host $http_host;
@@ -302,6 +362,16 @@ mod tests {
                 proxy_set_header X-Forwarded-Proto $scheme;
                 proxy_set_header X-Forwarded-Host $http_host;
             }
+
+            # Nobody answers. What the application itself answers goes out as it is.
+            error_page 502 = @unavailable;
+            location @unavailable {
+                default_type text/html;
+                add_header Retry-After 10 always;
+                return 503 '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not available</title><body style="font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em"><h1>Not available at the moment</h1><p>Please try again in a few seconds.</p>';
+            }
+
+            include /etc/farmctl/nginx/shop/*.conf;
         }
         "#);
     }
@@ -340,6 +410,8 @@ mod tests {
                     proxy_pass http://farmctl_shop;
                     # Not after a time-out: what is slow would be done twice.
                     proxy_next_upstream error;
+                    proxy_read_timeout 60s;
+                    proxy_send_timeout 60s;
                     proxy_http_version 1.1;
                     proxy_redirect off;
                     proxy_set_header Host $http_host;
@@ -349,6 +421,14 @@ mod tests {
                     proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
                     proxy_set_header X-Forwarded-Proto $scheme;
                     proxy_set_header X-Forwarded-Host $http_host;
+                }
+
+                # Nobody answers. What the application itself answers goes out as it is.
+                error_page 502 = @unavailable;
+                location @unavailable {
+                    default_type text/html;
+                    add_header Retry-After 10 always;
+                    return 503 '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not available</title><body style="font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em"><h1>Not available at the moment</h1><p>Please try again in a few seconds.</p>';
                 }
 
                 location ^~ /static/ {
@@ -363,6 +443,8 @@ mod tests {
                     # The application makes what is here, links included.
                     disable_symlinks on from=/var/lib/farmctl/data/shop/uploads/;
                 }
+
+                include /etc/farmctl/nginx/shop/*.conf;
             }
             "#
         );
@@ -388,6 +470,33 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_spoken_with_the_nodes_certificate_and_who_comes_without_is_sent_there() {
+        let text = rendered(
+            "[front]\nlisten = [\"80\"]\nserver-names = [\"shop.example\"]\n\
+             [front.tls]\nlisten = [\"8443\", \"[::]:443\"]\n",
+        );
+        let (_, servers) = text.split_once("\nserver {\n").expect("there are two");
+        let (sending, serving) = servers.split_once("\nserver {\n").expect("there are two");
+        assert!(sending.contains("listen 80;\n"), "{sending}");
+        assert!(sending.contains("return 308 https://$host:8443$request_uri;\n"), "{sending}");
+        for line in [
+            "listen 8443 ssl;",
+            "listen [::]:443 ssl;",
+            "ssl_certificate /var/lib/farmctl/tls/shop.crt;",
+            "ssl_certificate_key /var/lib/farmctl/tls/shop.key;",
+        ] {
+            assert!(serving.lines().any(|one| one.trim() == line), "{line} in {serving}");
+        }
+        let both = rendered(
+            "[front]\nlisten = [\"80\"]\n[front.tls]\nlisten = [\"443\"]\nredirect = false\n",
+        );
+        assert!(!both.contains("return 308"), "{both}");
+        assert!(
+            both.contains("    listen 80 default_server;\n    listen 443 ssl default_server;\n")
+        );
+    }
+
+    #[test]
     fn the_address_is_one_people_can_type() {
         let address = |front: &str| {
             let manifest = manifest(&format!("[front]\n{front}\n"));
@@ -399,6 +508,11 @@ mod tests {
         assert_eq!(
             address("listen = [\"80\"]\nserver-names = [\"*.example\", \"shop.example\"]"),
             "http://shop.example/"
+        );
+        assert_eq!(address("[front.tls]\nlisten = [\"443\"]"), "https://127.0.0.1/");
+        assert_eq!(
+            address("listen = [\"80\"]\n[front.tls]\nlisten = [\"8443\"]"),
+            "https://127.0.0.1:8443/"
         );
     }
 }

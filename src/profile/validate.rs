@@ -343,15 +343,12 @@ fn check_data(place: &Place, profile: &Profile) -> Checked {
     Ok(())
 }
 
-fn check_front(place: &Place, front: &Front, profile: &Profile) -> Checked {
-    if front.listen.is_empty() {
-        return Err(
-            Problem::at(place.key("listen"), "at least one is needed").hint("listen = [\"80\"]")
-        );
+fn check_listen<'a>(place: &Place, listens: &'a [String], seen: &mut BTreeSet<&'a str>) -> Checked {
+    if listens.is_empty() {
+        return Err(Problem::at(place.clone(), "at least one is needed").hint("listen = [\"80\"]"));
     }
-    let mut seen = BTreeSet::new();
-    for (index, listen) in front.listen.iter().enumerate() {
-        let place = place.key("listen").index(index);
+    for (index, listen) in listens.iter().enumerate() {
+        let place = place.index(index);
         if !is_listen(listen) {
             let message = format!("{listen:?} is neither PORT nor ADDRESS:PORT");
             return Err(Problem::at(place, message).hint("listen = [\"127.0.0.1:8080\"]"));
@@ -359,6 +356,20 @@ fn check_front(place: &Place, front: &Front, profile: &Profile) -> Checked {
         if !seen.insert(listen) {
             return Err(Problem::at(place, format!("{listen:?} stands there twice")));
         }
+    }
+    Ok(())
+}
+
+fn check_front(place: &Place, front: &Front, profile: &Profile) -> Checked {
+    let mut seen = BTreeSet::new();
+    if front.tls.is_none() || !front.listen.is_empty() {
+        check_listen(&place.key("listen"), &front.listen, &mut seen)?;
+    }
+    if let Some(tls) = &front.tls {
+        check_listen(&place.key("tls").key("listen"), &tls.listen, &mut seen)?;
+    }
+    if front.timeout.0 == 0 {
+        return Err(Problem::at(place.key("timeout"), "must be 1s or more"));
     }
     for (index, name) in front.server_names.iter().enumerate() {
         let letters = |letter: char| {

@@ -4,15 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Course;
 use crate::front::{Counted, Traffic};
-use crate::manifest::Manifest;
-use crate::node::Node;
 use crate::probe;
-use crate::release::Session;
 use crate::run::{check_interrupted, poll_until};
-use crate::serve;
-use crate::supervise::{Position, Supervise};
+use crate::serve::Served;
+use crate::supervise::Position;
 
 /// Pause between two looks at a new session.
 const LOOK: Duration = Duration::from_millis(250);
@@ -33,11 +29,8 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Begins before the switch.
-    pub(super) fn begin(
-        session: &Session,
-        manifest: &Manifest,
-        supervisor: &dyn Supervise,
-    ) -> Result<Self> {
+    pub(super) fn begin(served: &Served<'_>) -> Result<Self> {
+        let Served { session, manifest, supervisor, .. } = *served;
         let mut pids = Vec::new();
         for state in supervisor.states(&session.name)? {
             let Some(pid) = state.pid else {
@@ -53,36 +46,31 @@ impl Watch {
 
     /// Looks at the session for as long as it is to be watched. Fails as soon as a process
     /// has ended or does not answer, or more requests fail than before.
-    pub(super) fn prove(
-        &mut self,
-        session: &Session,
-        manifest: &Manifest,
-        course: &Course<'_>,
-    ) -> Result<()> {
+    pub(super) fn prove(&mut self, served: &Served<'_>, within: Duration) -> Result<()> {
         let mut last = Instant::now();
-        let looked = poll_until(course.watch, || {
+        let looked = poll_until(within, || {
             if last.elapsed() >= LOOK {
                 last = Instant::now();
-                self.look(session, manifest, course)?;
+                self.look(served)?;
             }
             Ok(None::<()>)
         });
         looked?;
-        if course.watch.is_zero() { Ok(()) } else { self.look(session, manifest, course) }
+        if within.is_zero() { Ok(()) } else { self.look(served) }
     }
 
-    fn look(&mut self, session: &Session, manifest: &Manifest, course: &Course<'_>) -> Result<()> {
-        let Course { node, supervisor, .. } = *course;
-        let states = supervisor.states(&session.name)?;
+    fn look(&mut self, served: &Served<'_>) -> Result<()> {
+        let states = served.supervisor.states(&served.session.name)?;
         for (name, pid, position) in &self.pids {
             let same = states.iter().any(|state| state.process == *name && state.pid == Some(*pid));
             let reason = if same {
-                unwell(name, session, manifest, node)?
+                unwell(name, served)?
             } else {
                 Some("it has ended since the switch".to_owned())
             };
             if let Some(reason) = reason {
-                return serve::failure(session, name, position, &reason, supervisor)
+                return served
+                    .failure(name, position, &reason)
                     .with_context(|| format!("process {name}"));
             }
         }
@@ -96,12 +84,8 @@ impl Watch {
 }
 
 /// What is wrong with how a process answers, if it is to answer and something is.
-pub(super) fn unwell(
-    name: &str,
-    session: &Session,
-    manifest: &Manifest,
-    node: &Node,
-) -> Result<Option<String>> {
+pub(super) fn unwell(name: &str, served: &Served<'_>) -> Result<Option<String>> {
+    let Served { session, manifest, node, .. } = *served;
     let process = manifest.profile.processes.iter().find(|process| process.name == name);
     let Some(ready) = process.and_then(|process| process.ready.as_ref()) else { return Ok(None) };
     let socket = node.layout().socket(&manifest.name, &session.name, name);

@@ -1,0 +1,107 @@
+//! The certificate a vhost shows: the administrator's, or one the node has signed itself.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use crate::error::refuse;
+use crate::file;
+use crate::layout::Layout;
+use crate::profile::Front;
+use crate::run::{Invocation, Tool};
+
+const OPENSSL: Tool = Tool { name: "openssl", package: "openssl" };
+/// How long a certificate of the node's own is valid, in days: nobody renews it, and who
+/// trusts it does so by its key.
+const VALID: u32 = 3650;
+
+/// A chain of certificates and its key, both in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Certificate {
+    pub(super) chain: PathBuf,
+    pub(super) key: PathBuf,
+    /// Whether the administrator has put it there.
+    is_given: bool,
+}
+
+impl Certificate {
+    /// The one an application's vhost shows: the administrator's as soon as there is one.
+    pub(super) fn of(layout: &Layout, app: &str) -> Self {
+        let given = Self::given(layout, app);
+        if given.files().is_empty() { Self::own(layout, app) } else { given }
+    }
+
+    fn given(layout: &Layout, app: &str) -> Self {
+        Self { is_given: true, ..Self::in_directory(&layout.certificates(), app) }
+    }
+
+    /// One the node has made, or would make.
+    pub(super) fn own(layout: &Layout, app: &str) -> Self {
+        Self::in_directory(&layout.own_certificates(), app)
+    }
+
+    fn in_directory(directory: &Path, app: &str) -> Self {
+        let file = |kind| directory.join(format!("{app}.{kind}"));
+        Self { chain: file("crt"), key: file("key"), is_given: false }
+    }
+
+    /// What there is of it.
+    pub(super) fn files(&self) -> Vec<&Path> {
+        let both = [self.chain.as_path(), &self.key];
+        both.into_iter().filter(|path| fs::symlink_metadata(path).is_ok()).collect()
+    }
+
+    /// Makes it if it is the node's own and not there yet; one that is given must be whole.
+    pub(super) fn provide(&self, app: &str, front: &Front) -> Result<()> {
+        let Self { chain, key, is_given } = self;
+        if let Some(missing) = [chain, key].into_iter().find(|path| !path.exists()) {
+            if *is_given {
+                return refuse(
+                    format_args!("there is no {}", missing.display()),
+                    "a certificate needs both: its chain in NAME.crt, its key in NAME.key; without either, \
+                     farmctl makes one",
+                );
+            }
+            return self.make(app, front);
+        }
+        Ok(())
+    }
+
+    fn make(&self, app: &str, front: &Front) -> Result<()> {
+        file::make_directory(self.chain.parent().unwrap_or(Path::new("/")), 0o700)?;
+        // The key first and by rename: a half-written one is never found.
+        let part = self.key.with_extension("key.part");
+        Invocation::of(&OPENSSL)
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
+            .args(["-noenc", "-days", &VALID.to_string(), "-subj", &format!("/CN={app}")])
+            .args(["-addext", &alternative_names(front), "-keyout"])
+            .arg(&part)
+            .arg("-out")
+            .arg(&self.chain)
+            .run()
+            .context("making a certificate")?;
+        fs::rename(&part, &self.key).with_context(|| format!("publishing {}", self.key.display()))
+    }
+}
+
+/// What browsers compare with the address they ask: names and addresses (RFC 6125).
+fn alternative_names(front: &Front) -> String {
+    let mut names: Vec<String> =
+        front.server_names.iter().map(|name| format!("DNS:{name}")).collect();
+    let tls = front.tls.iter().flat_map(|tls| &tls.listen);
+    for listen in tls {
+        let address = listen.parse().map(|address: std::net::SocketAddr| address.ip()).ok();
+        if let Some(ip) = address.filter(|ip| !ip.is_unspecified()) {
+            names.push(format!("IP:{ip}"));
+        }
+    }
+    if names.is_empty() {
+        names.push("DNS:localhost".to_owned());
+        names.push(format!("IP:{}", IpAddr::from([127, 0, 0, 1])));
+    }
+    names.sort();
+    names.dedup();
+    format!("subjectAltName={}", names.join(","))
+}

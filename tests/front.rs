@@ -1,0 +1,172 @@
+//! The vhost: TLS, what the administrator adds, what visitors meet when nobody answers.
+
+mod common;
+#[path = "common/server.rs"]
+mod server;
+#[expect(dead_code, reason = "other tests use more of it")]
+#[path = "common/signal.rs"]
+mod signal;
+#[path = "common/tiny.rs"]
+#[expect(dead_code, reason = "other tests use more of it")]
+mod tiny;
+#[path = "common/web.rs"]
+#[expect(dead_code, reason = "other tests use more of it")]
+mod web;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use common::{Farm, called, run, tool};
+use serde_json::Value;
+use signal::word;
+use web::{ask, get, get_with};
+
+/// What a client that trusts `authority` is answered by HTTPS: the head, and the body.
+fn get_by_tls(authority: &Path, name: &str, port: u16, path: &str) -> String {
+    let resolve = format!("{name}:{port}:127.0.0.1");
+    let url = format!("https://{name}:{port}{path}");
+    let trusted = word(authority);
+    tool("curl", &["-sSi", "--noproxy", "*", "--cacert", trusted, "--resolve", &resolve, &url])
+}
+
+/// Makes a certificate for a name, as an administrator has one made.
+fn certificate(name: &str, chain: &Path, key: &Path) {
+    let (subject, names) = (format!("/CN={name}"), format!("subjectAltName=DNS:{name}"));
+    let kind = ["req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2", "-subj", &subject];
+    let rest = ["-addext", &names, "-keyout", word(key), "-out", word(chain)];
+    assert_eq!(run(called("openssl", &[&kind[..], &rest].concat())).code, 0);
+}
+
+#[test]
+fn tls_begins_with_a_certificate_of_the_nodes_own_and_takes_the_administrators() {
+    const PORT: u16 = 18_091;
+    const PLAIN: u16 = 18_092;
+    let farm = Farm::new();
+    let rest = format!(
+        "[front]\nlisten = [\"127.0.0.1:{PLAIN}\"]\nserver-names = [\"shop.example\"]\n\
+         [front.tls]\nlisten = [\"127.0.0.1:{PORT}\"]\n"
+    );
+    farm.run(&["install", word(&server::pack(&farm, "1.0", &rest))]).ok();
+    let started = farm.run(&["start", "shop"]).ok();
+    assert_eq!(started.stdout, format!("https://shop.example:{PORT}/\n"));
+
+    let own = farm.state("tls/shop.crt");
+    let answer = get_by_tls(&own, "shop.example", PORT, "/head");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("\r\nX-Forwarded-Proto: https\r\n"), "{answer}");
+    let key = fs::metadata(farm.state("tls/shop.key")).expect("it has one");
+    assert_eq!(key.mode() & 0o7777, 0o600);
+    // Who comes without TLS is sent there, and posts there what he posts.
+    let sent = ask("POST", PLAIN, "/a?b=c", "Content-Length: 0\r\n");
+    assert_eq!(sent.status, 308);
+    let location = format!("location: https://127.0.0.1:{PORT}/a?b=c");
+    assert!(sent.head.ends_with(&location), "{}", sent.head);
+
+    // The administrator's own is taken up within a minute, without a command.
+    let given = farm.root().join("etc/farmctl/tls");
+    fs::create_dir_all(&given).expect("there is room");
+    let (chain, key) = (given.join("shop.crt"), given.join("shop.key"));
+    certificate("shop.example", &chain, &key);
+    farm.run(&["tend"]).ok();
+    let answer = get_by_tls(&chain, "shop.example", PORT, "/");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+
+    // One that does not belong to its key is refused by name, and the sites stay up.
+    let right = fs::read(&key).expect("it is ours");
+    certificate("other.example", &given.join("other.crt"), &key);
+    let second =
+        server::pack(&farm, "1.1", &rest.replace("[front.tls]", "max-body-mib = 1\n[front.tls]"));
+    let refused = farm.run(&["upgrade", "shop", word(&second), "--watch", "0s"]).failed(1);
+    assert!(refused.error().contains("key values mismatch"), "{}", refused.stderr);
+    assert!(refused.hint().starts_with("the certificate and its key"), "{}", refused.stderr);
+    fs::write(&key, right).expect("it is ours");
+    let answer = get_by_tls(&chain, "shop.example", PORT, "/");
+    assert!(answer.ends_with("1.0"), "{answer}");
+    farm.run(&["upgrade", "shop", "1.1", "--watch", "0s"]).ok();
+    let answer = get_by_tls(&chain, "shop.example", PORT, "/");
+    assert!(answer.ends_with("1.1"), "{answer}");
+
+    // A half is none.
+    fs::remove_file(&key).expect("it is ours");
+    farm.run(&["stop", "shop"]).ok();
+    let refused = farm.run(&["start", "shop"]).failed(1);
+    assert!(
+        refused.error().ends_with(
+            "there is no ROOT/etc/farmctl/tls/shop.key".replace("ROOT", word(farm.root())).as_str()
+        ),
+        "{}",
+        refused.stderr
+    );
+    // What farmctl made goes with the data, what the administrator gave does not.
+    farm.run(&["remove", "shop", "--data"]).ok();
+    assert!(!own.exists() && !farm.state("tls/shop.key").exists());
+    assert!(chain.exists());
+    farm.assert_clean();
+}
+
+#[test]
+fn the_administrators_own_lines_are_part_of_the_vhost_and_a_mistake_in_them_is_named() {
+    const PORT: u16 = 18_093;
+    let farm = Farm::new();
+    let front = format!("[front]\nlisten = [\"127.0.0.1:{PORT}\"]\n");
+    let snippets = farm.root().join("etc/farmctl/nginx/shop");
+    fs::create_dir_all(&snippets).expect("there is room");
+    let snippet = snippets.join("headers.conf");
+    fs::write(&snippet, "add_header X-Farm yes always;\n").expect("there is room");
+    farm.run(&["install", word(&server::pack(&farm, "1.0", &front))]).ok();
+    farm.run(&["start", "shop"]).ok();
+    let answer = get(PORT, "/");
+    assert!(answer.head.contains("\r\nx-farm: yes"), "{}", answer.head);
+
+    fs::write(&snippet, "add_heade X-Farm yes;\n").expect("it is ours");
+    let second = server::pack(&farm, "1.1", &(front + "max-body-mib = 1\n"));
+    let refused = farm.run(&["upgrade", "shop", word(&second), "--watch", "0s"]).failed(1);
+    let named = format!("unknown directive \"add_heade\" in {}:1", snippet.display());
+    assert!(refused.error().contains(&named), "{}", refused.stderr);
+    assert!(refused.hint().starts_with("that file is yours"), "{}", refused.stderr);
+    assert_eq!(get(PORT, "/").body, "1.0");
+    fs::remove_file(&snippet).expect("it is ours");
+    farm.run(&["upgrade", "shop", "1.1", "--watch", "0s"]).ok();
+    assert_eq!(get(PORT, "/").body, "1.1");
+    farm.assert_clean();
+}
+
+#[test]
+fn who_asks_too_much_or_too_long_or_when_nobody_answers_is_told() {
+    const PORT: u16 = 18_094;
+    let farm = Farm::new();
+    let front =
+        format!("[front]\nlisten = [\"127.0.0.1:{PORT}\"]\nmax-body-mib = 1\ntimeout = \"1s\"\n");
+    farm.run(&["install", word(&server::pack(&farm, "1.0", &front))]).ok();
+    farm.run(&["start", "shop"]).ok();
+    assert_eq!(ask("POST", PORT, "/", "Content-Length: 1048577\r\n").status, 413);
+    assert_eq!(get(PORT, "/silent").status, 504);
+    // What the application is told of who asks.
+    let head = get_with(PORT, "/head", "X-Forwarded-For: 192.0.2.1\r\n").body;
+    for line in [
+        "X-Real-IP: 127.0.0.1",
+        "X-Forwarded-For: 192.0.2.1, 127.0.0.1",
+        "X-Forwarded-Proto: http",
+        &format!("X-Forwarded-Host: 127.0.0.1:{PORT}"),
+    ] {
+        assert!(head.lines().any(|one| one == line), "{line} in {head}");
+    }
+
+    let status = farm.run(&["status", "shop", "--json"]).ok().stdout;
+    let status: Value = serde_json::from_str(&status).expect("it is JSON");
+    let pid = status["processes"][0]["pid"].to_string();
+    // Stopped by hand, it is not started again by its supervisor at once.
+    tool("kill", &["-s", "STOP", &pid]);
+    assert_eq!(get(PORT, "/").status, 504);
+    tool("kill", &["-s", "CONT", &pid]);
+    let way = farm.root().join("run/farmctl/front/shop/socket");
+    fs::remove_file(&way).expect("nginx goes by it");
+    let answer = get(PORT, "/");
+    assert_eq!(answer.status, 503);
+    assert!(answer.head.contains("\r\nretry-after: 10"), "{}", answer.head);
+    assert!(answer.body.contains("<h1>Not available at the moment</h1>"), "{}", answer.body);
+    farm.run(&["tend"]).ok();
+    assert_eq!(get(PORT, "/").body, "1.0");
+    farm.assert_clean();
+}
