@@ -77,13 +77,13 @@ fn tls_begins_with_a_certificate_of_the_nodes_own_and_takes_the_administrators()
     certificate("other.example", &given.join("other.crt"), &key);
     let second =
         server::pack(&farm, "1.1", &rest.replace("[front.tls]", "max-body-mib = 1\n[front.tls]"));
-    let refused = farm.run(&["upgrade", "shop", word(&second), "--watch", "0s"]).failed(1);
+    let refused = farm.run(&["upgrade", "shop", word(&second), "--watch", "1s"]).failed(1);
     assert!(refused.error().contains("key values mismatch"), "{}", refused.stderr);
     assert!(refused.hint().starts_with("the certificate and its key"), "{}", refused.stderr);
     fs::write(&key, right).expect("it is ours");
     let answer = get_by_tls(&chain, "shop.example", PORT, "/");
     assert!(answer.ends_with("1.0"), "{answer}");
-    farm.run(&["upgrade", "shop", "1.1", "--watch", "0s"]).ok();
+    farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok();
     let answer = get_by_tls(&chain, "shop.example", PORT, "/");
     assert!(answer.ends_with("1.1"), "{answer}");
 
@@ -121,13 +121,13 @@ fn the_administrators_own_lines_are_part_of_the_vhost_and_a_mistake_in_them_is_n
 
     fs::write(&snippet, "add_heade X-Farm yes;\n").expect("it is ours");
     let second = server::pack(&farm, "1.1", &(front + "max-body-mib = 1\n"));
-    let refused = farm.run(&["upgrade", "shop", word(&second), "--watch", "0s"]).failed(1);
+    let refused = farm.run(&["upgrade", "shop", word(&second), "--watch", "1s"]).failed(1);
     let named = format!("unknown directive \"add_heade\" in {}:1", snippet.display());
     assert!(refused.error().contains(&named), "{}", refused.stderr);
     assert!(refused.hint().starts_with("that file is yours"), "{}", refused.stderr);
     assert_eq!(get(PORT, "/").body, "1.0");
     fs::remove_file(&snippet).expect("it is ours");
-    farm.run(&["upgrade", "shop", "1.1", "--watch", "0s"]).ok();
+    farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok();
     assert_eq!(get(PORT, "/").body, "1.1");
     farm.assert_clean();
 }
