@@ -149,7 +149,7 @@ fn rebuild(path: &Path, profile: &Path, args: &Args, context: &Context) -> Resul
         let out = node.layout().works().join(format!("{}.rebuilt", transaction.id()));
         transaction.intend(Object::Path { path: out.clone() })?;
         file::make_directory(&out, 0o700)?;
-        let mut baking = Baking::of(source, &out, false, Network::Allowed, &node, context)?;
+        let mut baking = Baking::of(source, &out, false, Network::Allowed, &node)?;
         // Also that the encoder gives the same bytes again is to be shown.
         baking.reuse = false;
         baking.serial = before.manifest.serial;
