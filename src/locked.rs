@@ -245,30 +245,38 @@ pub fn publish(
     Ok(repository)
 }
 
-/// Refuses unless a tree has exactly the locked packages, besides those of its own.
+/// How the packages in a tree, besides the profile's own, are not exactly the locked ones:
+/// `tzdata is 2001a-1, locked is 2026b-1, and 3 more differ`.
 ///
 /// # Errors
-/// Naming the first ones that differ.
-pub fn compare_installed(lock: &Debian, source: &Source, installed: &[Package]) -> Result<()> {
+/// As [`own_packages`].
+pub fn difference(lock: &Debian, source: &Source, installed: &[Package]) -> Result<Option<String>> {
     let own = own_packages(source)?;
     let locked = lock.environment().map(|deb| (deb.name.as_str(), deb.version.as_str()));
     let there = installed.iter().map(|one| (one.name.as_str(), one.version.as_str()));
     let mut changes = crate::lockfile::changes(locked, there);
     changes.retain(|(name, ..)| !own.contains(name));
-    let Some((name, locked, there)) = changes.first() else { return Ok(()) };
+    let Some((name, locked, there)) = changes.first() else { return Ok(None) };
     let word = |version: &Option<String>| version.clone().unwrap_or_else(|| "nothing".to_owned());
     let more = match changes.len() {
         1 => String::new(),
+        2 => ", and 1 more differs".to_owned(),
         count => format!(", and {} more differ", count - 1),
     };
-    refuse(
-        format_args!(
-            "the tree is not as locked: {name} is {}, locked is {}{more}",
-            word(there),
-            word(locked)
-        ),
-        update(source),
-    )
+    Ok(Some(format!("{name} is {}, locked is {}{more}", word(there), word(locked))))
+}
+
+/// Refuses unless a tree has exactly the locked packages, besides those of its own.
+///
+/// # Errors
+/// Naming the first one that differs.
+pub fn compare_installed(lock: &Debian, source: &Source, installed: &[Package]) -> Result<()> {
+    match difference(lock, source, installed)? {
+        None => Ok(()),
+        Some(difference) => {
+            refuse(format_args!("the tree is not as locked: {difference}"), update(source))
+        }
+    }
 }
 
 /// Where wheels and sdists of locks are kept: a suite has a Python of its own.

@@ -267,20 +267,22 @@ pub fn requirements(distributions: &[Locked]) -> String {
 pub fn parse_requirements(text: &str) -> Result<Vec<Locked>> {
     let mut found = Vec::new();
     for line in logical_lines(text) {
-        let mut words = line.split_whitespace();
-        let pin = words.next().unwrap_or_default();
+        // `NAME [EXTRA, EXTRA] == VERSION ; MARKER --hash=…`, blanks or none between (PEP 508).
+        let pin = line.split("--hash").next().unwrap_or(&line);
+        let pin = pin.split(';').next().unwrap_or(pin).trim();
         let Some((name, version)) = pin.split_once("==") else {
-            bail!("the requirement \"{line}\" has no exact version");
+            bail!("the requirement \"{pin}\" has no exact version");
         };
-        let sha256: Vec<String> = words
+        let sha256: Vec<String> = line
+            .split_whitespace()
             .filter_map(|word| word.strip_prefix("--hash=sha256:"))
             .map(str::to_owned)
             .collect();
         if sha256.is_empty() {
             bail!("the requirement \"{pin}\" has no hash");
         }
-        let name = name.split('[').next().unwrap_or(name).to_owned();
-        found.push(Locked { name, version: version.to_owned(), sha256 });
+        let name = name.split('[').next().unwrap_or(name).trim().to_owned();
+        found.push(Locked { name, version: version.trim().to_owned(), sha256 });
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
@@ -430,6 +432,18 @@ mod tests {
         for line in ["-r https://example.org/a.txt", "-r /etc/a", "-r ../a", "requests", "-e ."] {
             assert_eq!(included(line), None, "{line}");
         }
+    }
+
+    #[test]
+    fn extras_and_markers_are_no_part_of_a_name_or_version() {
+        let text = "titiler-extensions[cogeo, stac]==2.4.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n\
+                    b==1;python_version<'4' --hash=sha256:cc\nc[x] == 3 ; os_name == 'posix' --hash=sha256:dd\n";
+        let found = parse_requirements(text).expect("all are pinned");
+        let words: Vec<(&str, &str, usize)> = found
+            .iter()
+            .map(|one| (one.name.as_str(), one.version.as_str(), one.sha256.len()))
+            .collect();
+        assert_eq!(words, [("b", "1", 1), ("c", "3", 1), ("titiler-extensions", "2.4.0", 2)]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod node_settings;
 mod requirement;
 mod script;
 mod server;
+mod state;
 mod survey;
 mod uwsgi;
 mod variable;

@@ -136,8 +136,7 @@ fn prepare(args: &Args, source: Source, node: &Node, context: &Context) -> Resul
         .with_context(|| format!("finding the output directory {}", args.output.display()))
         .hint_with(|| format!("mkdir -p {}", args.output.display()))?;
     let strict = args.locked || args.offline;
-    let mut baking =
-        Baking::of(source, &directory, strict, Network::of(args.offline), node, context)?;
+    let mut baking = Baking::of(source, &directory, strict, Network::of(args.offline), node)?;
     baking.key = key;
     baking.reuse = !args.fresh;
     baking.keep = args.keep;
@@ -216,8 +215,8 @@ fn plan(baking: &Baking) -> Result<Plan> {
     );
     plan.step(format!("copy the project {} in", baking.source.directory.display()));
     let packages = baking.build_packages();
-    if !packages.is_empty() && baking.follow.is_some() {
-        plan.step("make an archive of the locked packages");
+    if !packages.is_empty() && baking.lock.is_some() {
+        plan.step("make an archive of the locked packages, if the environment is of them");
     }
     if !packages.is_empty() {
         let install = inside("apt-get").arg("install").args(&packages).display();

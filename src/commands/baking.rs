@@ -39,8 +39,8 @@ pub(super) struct Baking {
     pub storage: Box<dyn Storage>,
     pub choice: Option<Choice>,
     pub out: PathBuf,
-    /// The packages the environment was made of, if a lock says which.
-    pub follow: Option<Debian>,
+    /// The locked packages, if they are for this profile.
+    pub lock: Option<Debian>,
     /// Whether whatever is not locked is refused.
     pub strict: bool,
     /// Whether segments compressed before are taken as they are.
@@ -63,10 +63,9 @@ impl Baking {
         strict: bool,
         network: Network,
         node: &Node,
-        context: &Context,
     ) -> Result<Self> {
         let environment = stage::environment(node, &source)?;
-        let follow = follows(&source, &environment, strict, network, context)?;
+        let lock = lock_of(&source, &environment, strict, network)?;
         let wheels = locked::wheels(node.layout(), &environment.suite, &environment.architecture);
         if network == Network::Denied {
             locked::require_wheels(&source, &wheels)?;
@@ -94,7 +93,7 @@ impl Baking {
             storage,
             choice,
             out,
-            follow,
+            lock,
             strict,
             reuse: true,
             keep: false,
@@ -115,30 +114,32 @@ impl Baking {
     }
 }
 
-/// The locked packages, if the environment was made of them.
-fn follows(
+/// The locked packages, if they are for this profile.
+fn lock_of(
     source: &Source,
     environment: &EnvironmentRecord,
     strict: bool,
     network: Network,
-    context: &Context,
 ) -> Result<Option<Debian>> {
-    let lock = match locked::fit(source)? {
-        _ if strict => locked::require(source)?,
-        Fit::Whole(lock) => lock,
-        Fit::None | Fit::Stale => return Ok(None),
-    };
-    if environment.locked == locked::identity(lock) {
-        return Ok(Some(lock.clone()));
-    }
-    let offline = if network == Network::Denied { " --offline" } else { "" };
-    let message = "the environment was not made of the packages in farmctl.lock";
-    let hint = format!("farmctl bootstrap {}{offline}", source.directory.display());
     if strict {
-        return refuse(message, hint);
+        let lock = locked::require(source)?;
+        if environment.locked != locked::identity(lock) {
+            return refuse(
+                "the environment was not made of the packages in farmctl.lock",
+                bootstrap(source, network),
+            );
+        }
     }
-    context.ui.warn(format!("{message}: {hint}"));
-    Ok(None)
+    Ok(match locked::fit(source)? {
+        Fit::Whole(lock) => Some(lock.clone()),
+        Fit::None | Fit::Stale => None,
+    })
+}
+
+/// What makes an environment of the locked packages.
+fn bootstrap(source: &Source, network: Network) -> String {
+    let offline = if network == Network::Denied { " --offline" } else { "" };
+    format!("farmctl bootstrap {}{offline}", source.directory.display())
 }
 
 /// Bakes; the tarball is published at the end, or nothing is left.
@@ -188,14 +189,17 @@ struct Build<'a> {
     transaction: &'a mut Transaction,
 }
 
-impl Build<'_> {
+impl<'a> Build<'a> {
     /// The steps of the profile.
     fn run(&mut self) -> Result<()> {
         let ui = self.ui;
         let profile = &self.baking.source.profile;
         let packages = self.baking.build_packages();
+        let lock = self.followed()?;
         if !packages.is_empty() {
-            self.follow()?;
+            if let Some(lock) = lock {
+                self.follow(lock)?;
+            }
             ui.step(format!("installing build packages: {}", packages.join(", ")));
             self.stage.install_build_packages(&packages)?;
         }
@@ -208,9 +212,24 @@ impl Build<'_> {
         self.run_jobs()
     }
 
-    /// Has a stage take its packages from the pool, where a lock is followed.
-    fn follow(&mut self) -> Result<()> {
-        let Some(lock) = &self.baking.follow else { return Ok(()) };
+    /// The lock to be followed: that of an environment made of it, or of the same packages
+    /// before they were locked.
+    fn followed(&self) -> Result<Option<&'a Debian>> {
+        let Baking { source, environment, network, lock, .. } = self.baking;
+        let Some(lock) = lock else { return Ok(None) };
+        if environment.locked == locked::identity(lock) {
+            return Ok(Some(lock));
+        }
+        let Some(difference) = locked::difference(lock, source, &self.stage.before)? else {
+            return Ok(Some(lock));
+        };
+        let way = bootstrap(source, *network);
+        self.ui.warn(format!("the environment is not as locked: {difference}: {way}"));
+        Ok(None)
+    }
+
+    /// Has a stage take its packages from the pool.
+    fn follow(&mut self, lock: &Debian) -> Result<()> {
         let Baking { source, environment, .. } = self.baking;
         let EnvironmentRecord { suite, architecture, .. } = environment;
         let work = locked::work(self.node.layout(), self.transaction)?;

@@ -149,7 +149,7 @@ fn rebuild(path: &Path, profile: &Path, args: &Args, context: &Context) -> Resul
         let out = node.layout().works().join(format!("{}.rebuilt", transaction.id()));
         transaction.intend(Object::Path { path: out.clone() })?;
         file::make_directory(&out, 0o700)?;
-        let mut baking = Baking::of(source, &out, false, Network::Allowed, &node, context)?;
+        let mut baking = Baking::of(source, &out, false, Network::Allowed, &node)?;
         // Also that the encoder gives the same bytes again is to be shown.
         baking.reuse = false;
         baking.serial = before.manifest.serial;
@@ -195,7 +195,7 @@ fn verify_release(args: &Args, context: &Context) -> Result<Exit> {
     tree.close()?;
     let what = format!("{} {version}", app.name);
     if report(&differences, args, context) {
-        context.ui.done(format!("{what} is as installed: {} paths", index.files.len()));
+        context.ui.done(format!("{what} is as installed: {}", paths(index.files.len())));
         return Ok(Exit::Done);
     }
     context.ui.warn(format!(
@@ -286,7 +286,11 @@ fn count_by_owner(differences: &[Difference]) -> String {
         let whose = owner.map_or_else(|| "not of the release".to_owned(), diff::describe);
         words.push(format!("{whose} {count}"));
     }
-    format!("{} paths: {}", differences.len(), words.join(", "))
+    format!("{}: {}", paths(differences.len()), words.join(", "))
+}
+
+fn paths(count: usize) -> String {
+    if count == 1 { "1 path".to_owned() } else { format!("{count} paths") }
 }
 
 fn describe(difference: &Difference) -> String {

@@ -13,9 +13,9 @@ use super::metadata::{Metadata, Wanted};
 use super::requirement::Requirement;
 use super::server::{GUNICORN, Server, Serving};
 use super::survey::{Survey, directory, join};
-use super::variable;
 use super::words::{and, list, name_of, quoted, version_of};
 use super::{Project, Served, Wish, recognise};
+use super::{state, variable};
 use crate::error::{Exit, Mark as _, refuse};
 use crate::profile;
 
@@ -510,7 +510,24 @@ impl Writer<'_> {
             let path = format!("{}/app/{directory}", self.home);
             self.static_files(&location, &path);
         }
+        self.state();
         self.say_where_data_goes();
+    }
+
+    /// The directory in /var/lib that is the project's own.
+    fn state(&mut self) {
+        let module = match &self.project.served {
+            Served::Callable(one) | Served::Uwsgi(_, Some(one)) => one.module.split('.').next(),
+            _ => None,
+        };
+        let distribution = self.about().name.as_ref().map(|said| said.value.as_str());
+        let names: Vec<&str> = distribution.into_iter().chain(module).collect();
+        if let Some((path, directory)) = state::directory(self.survey, &names) {
+            self.section(&format!("{path} names it; it outlives releases."), "[[data]]");
+            self.line("name = \"state\"");
+            self.line(format!("path = {}", quoted(&directory)));
+            self.assume(format!("{directory}, which {path} names, is a [[data]] directory"));
+        }
     }
 
     /// Says where the project keeps a database of its own, as far as a text gives it away.
@@ -592,6 +609,26 @@ mod tests {
         path = "/srv/my-shop/files"
         "#);
         assert_eq!(draft.requirements, None);
+    }
+
+    #[test]
+    fn a_directory_of_its_own_in_var_lib_outlives_releases() {
+        let draft = drafted(&[
+            ("pyproject.toml", "[project]\nname = 'Cal'\nversion = '2'\n"),
+            (
+                "cal/app.py",
+                "from flask import Flask\napp = Flask(__name__)\nF = '/var/lib/cal/x'\n",
+            ),
+        ]);
+        let profile = profile::parse(&draft.profile).expect("it was read already");
+        let data: Vec<(&str, &str)> = profile
+            .data
+            .iter()
+            .map(|data| (data.name.as_str(), data.path.to_str().unwrap_or_default()))
+            .collect();
+        assert_eq!(data, [("state", "/var/lib/cal")]);
+        let said = "/var/lib/cal, which cal/app.py names, is a [[data]] directory";
+        assert!(draft.assumptions.iter().any(|one| one == said), "{:?}", draft.assumptions);
     }
 
     #[test]
