@@ -107,6 +107,18 @@ pub fn own_certificate(layout: &Layout, app: &str) -> Vec<PathBuf> {
     Certificate::own(layout, app).files().into_iter().map(Path::to_owned).collect()
 }
 
+/// What should be done about the certificate of an application's vhost, if anything.
+///
+/// # Errors
+/// When openssl cannot be asked.
+pub fn certificate_trouble(layout: &Layout, manifest: &Manifest) -> Result<Option<String>> {
+    let front = manifest.profile.front.as_ref();
+    match front.filter(|front| front.tls.is_some()) {
+        Some(_) => Certificate::of(layout, &manifest.name).trouble(),
+        None => Ok(None),
+    }
+}
+
 /// Makes the way from nginx to a session: its socket, if a process answers requests, and its
 /// release's static files.
 ///
@@ -294,7 +306,7 @@ fn put_up(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<Published
             // What is wrong without ours is not ours. Not asked before ours is there: a killed
             // farmctl may have left it on trial.
             if !told {
-                nginx::check_others()?;
+                nginx::check_others(site)?;
             }
             Err(error)
         })?;

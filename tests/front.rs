@@ -72,6 +72,10 @@ fn tls_begins_with_a_certificate_of_the_nodes_own_and_takes_the_administrators()
     let answer = get_by_tls(&chain, "shop.example", PORT, "/");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 
+    let doctor = farm.run(&["doctor"]).failed(3).stdout;
+    let ends = format!("the certificate {} ends at 20", chain.display());
+    assert!(doctor.contains(&ends), "{doctor}");
+
     // One that does not belong to its key is refused by name, and the sites stay up.
     let right = fs::read(&key).expect("it is ours");
     certificate("other.example", &given.join("other.crt"), &key);
@@ -113,16 +117,22 @@ fn the_administrators_own_lines_are_part_of_the_vhost_and_a_mistake_in_them_is_n
     let snippets = farm.root().join("etc/farmctl/nginx/shop");
     fs::create_dir_all(&snippets).expect("there is room");
     let snippet = snippets.join("headers.conf");
-    fs::write(&snippet, "add_header X-Farm yes always;\n").expect("there is room");
+    let wrong = "add_heade X-Farm yes always;\n";
+    fs::write(&snippet, wrong).expect("there is room");
     farm.run(&["install", word(&server::pack(&farm, "1.0", &front))]).ok();
+    let named = format!("unknown directive \"add_heade\" in {}:1", snippet.display());
+    let refused = farm.run(&["start", "shop"]).failed(1);
+    assert!(refused.error().contains(&named), "{}", refused.stderr);
+    assert!(refused.hint().starts_with("that file is yours"), "{}", refused.stderr);
+    fs::write(&snippet, wrong.replace("heade ", "header ")).expect("it is ours");
     farm.run(&["start", "shop"]).ok();
     let answer = get(PORT, "/");
     assert!(answer.head.contains("\r\nx-farm: yes"), "{}", answer.head);
 
-    fs::write(&snippet, "add_heade X-Farm yes;\n").expect("it is ours");
+    // Once it is in force the vhost before is broken by it, too.
+    fs::write(&snippet, wrong).expect("it is ours");
     let second = server::pack(&farm, "1.1", &(front + "max-body-mib = 1\n"));
     let refused = farm.run(&["upgrade", "shop", word(&second), "--watch", "1s"]).failed(1);
-    let named = format!("unknown directive \"add_heade\" in {}:1", snippet.display());
     assert!(refused.error().contains(&named), "{}", refused.stderr);
     assert!(refused.hint().starts_with("that file is yours"), "{}", refused.stderr);
     assert_eq!(get(PORT, "/").body, "1.0");

@@ -1,7 +1,7 @@
 //! The same lock gives the same bytes, wherever and whenever it is baked.
 //!
 //! The default test bakes `hello` twice: here, and where everything is different at once,
-//! out of the pool in an empty network namespace. The ignored ones take half an hour: each
+//! out of the pool in an empty network namespace. The ignored ones take about an hour: each
 //! variation alone, every other shipped profile, and a tarball unpacked and packed again.
 //! `scripts/test --test reproducible -- --ignored --test-threads 1`.
 //!

@@ -407,6 +407,7 @@ fn application(app: &App, node: &Node, supervisor: &dyn Supervise) -> Finding {
         None => "stopped".to_owned(),
         Some(session) => {
             let found = super::manifest_of(node, app, &session.version).and_then(|manifest| {
+                troubles.extend(front::certificate_trouble(node.layout(), &manifest)?);
                 Served { app, session, manifest: &manifest, node, supervisor }.troubles()
             });
             match found {

@@ -16,6 +16,8 @@ const OPENSSL: Tool = Tool { name: "openssl", package: "openssl" };
 /// How long a certificate of the node's own is valid, in days: nobody renews it, and who
 /// trusts it does so by its key.
 const VALID: u32 = 3650;
+/// How long before its end a certificate should have been renewed, in days.
+const RENEWED: u32 = 14;
 
 /// A chain of certificates and its key, both in PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +69,25 @@ impl Certificate {
             return self.make(app, front);
         }
         Ok(())
+    }
+
+    /// What an administrator should do about it, if anything.
+    pub(super) fn trouble(&self) -> Result<Option<String>> {
+        let (chain, seconds) = (&self.chain, (RENEWED * 24 * 60 * 60).to_string());
+        let outcome = Invocation::of(&OPENSSL)
+            .args(["x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-checkend", &seconds])
+            .arg("-in")
+            .arg(chain)
+            .outcome()?;
+        if outcome.success() {
+            return Ok(None);
+        }
+        let end = outcome.stdout.lines().find_map(|line| line.strip_prefix("notAfter="));
+        let shown = chain.display();
+        Ok(Some(match end {
+            Some(end) => format!("the certificate {shown} ends at {end}: renew it"),
+            None => format!("openssl cannot read the certificate {shown}"),
+        }))
     }
 
     fn make(&self, app: &str, front: &Front) -> Result<()> {

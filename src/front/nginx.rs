@@ -32,23 +32,37 @@ pub(super) fn test() -> Result<Outcome> {
 /// # Errors
 /// With nginx's own words.
 pub fn check() -> Result<()> {
-    check_as("nginx's configuration is not valid")
+    check_as("nginx's configuration is not valid", None)
 }
 
-/// Asks before anything of ours is added, so that nobody takes the fault for ours.
-pub(super) fn check_others() -> Result<()> {
-    check_as("nginx's configuration is not valid already without the new vhost")
+/// Asks without the new text of a vhost, so that nobody takes the fault for ours.
+pub(super) fn check_others(site: &Site) -> Result<()> {
+    check_as("nginx's configuration is not valid already without the new vhost", Some(site))
 }
 
-fn check_as(fault: &str) -> Result<()> {
+fn check_as(fault: &str, site: Option<&Site>) -> Result<()> {
     let outcome = test()?;
     if outcome.success() {
         return Ok(());
     }
     refuse(
         format_args!("{fault}: {}", faults(&outcome.stderr)),
-        "correct it and try again: nginx -t",
+        site.and_then(|site| mistake(&outcome.stderr, site))
+            .unwrap_or("correct it and try again: nginx -t"),
     )
+}
+
+/// What to do where nginx complains of what the administrator has added to a vhost.
+fn mistake(stderr: &str, site: &Site) -> Option<&'static str> {
+    let says = |path: &Path| stderr.contains(&*path.to_string_lossy());
+    if site.certificate.as_ref().is_some_and(|it| says(&it.chain) || says(&it.key)) {
+        return Some(
+            "the certificate and its key, both in PEM, must belong together: openssl x509 -noout \
+             -text -in FILE shows one",
+        );
+    }
+    says(&site.snippets)
+        .then_some("that file is yours, and part of the vhost: correct it, or move it away")
 }
 
 pub(super) fn check_ours(site: &Site) -> Result<()> {
@@ -56,14 +70,9 @@ pub(super) fn check_ours(site: &Site) -> Result<()> {
     if !outcome.success() {
         let stderr = &outcome.stderr;
         let taken = stderr.contains("duplicate default server");
-        let says = |path: &Path| stderr.contains(&path.to_string_lossy().into_owned());
-        let is_shown = site.certificate.as_ref().is_some_and(|it| says(&it.chain) || says(&it.key));
         let refused = anyhow!("nginx refuses it: {}", faults(stderr));
-        return Err(refused).hint(if is_shown {
-            "the certificate and its key, both in PEM, must belong together: openssl x509 -noout \
-             -text -in FILE shows one"
-        } else if says(&site.snippets) {
-            "that file is yours, and part of the vhost: correct it, or move it away"
+        return Err(refused).hint(if let Some(mistake) = mistake(stderr, site) {
+            mistake
         } else if taken {
             "another vhost takes all names on this address: name the host in [front] \
              server-names, listen elsewhere, or disable that vhost"
