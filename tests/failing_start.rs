@@ -7,6 +7,9 @@ mod common;
 #[path = "common/mistake.rs"]
 mod mistake;
 #[expect(dead_code, reason = "other tests use more of it")]
+#[path = "common/picture.rs"]
+mod picture;
+#[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/signal.rs"]
 mod signal;
 #[expect(dead_code, reason = "other tests use more of it")]
@@ -17,6 +20,7 @@ use std::fs;
 use std::net::TcpListener;
 
 use common::{FARMCTL, Farm, Ran, called, run, tool};
+use picture::Picture;
 use signal::{masked, runs, word};
 
 const SLEEP: &str = "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n";
@@ -263,7 +267,7 @@ fn state_that_cannot_be_read_is_not_guessed_about() {
         assert_ne!(bad, good);
         fs::write(&state, bad).expect("it is ours");
         for verb in verbs {
-            let ran = farm.run(verb).failed(1);
+            let ran = mistake::refused(mistake, &farm, verb, || Picture::of(farm.root()));
             let error = masked(ran.error(), &farm);
             assert!(
                 error.contains(&format!("reading ROOT/var/lib/farmctl/apps/shop.json: {why}")),
@@ -273,7 +277,6 @@ fn state_that_cannot_be_read_is_not_guessed_about() {
                 masked(ran.hint(), &farm),
                 "restore ROOT/var/lib/farmctl/apps/shop.json from a backup, or use the farmctl that wrote it"
             );
-            mistake::note(mistake, &farm, &ran);
         }
         assert_eq!(farm.volumes(), volumes, "nothing was removed");
     }
@@ -283,14 +286,13 @@ fn state_that_cannot_be_read_is_not_guessed_about() {
     let identity = fs::read_to_string(&node).expect("the node has one");
     fs::remove_file(&node).expect("it is ours");
     for verb in verbs {
-        let ran = farm.run(verb).failed(1);
+        let ran = mistake::refused("state file missing", &farm, verb, || Picture::of(farm.root()));
         says(
             &ran,
             &farm,
             "ROOT/var/lib/farmctl/node.json is missing, but there are applications",
             "restore the file from a backup; farmctl does not guess which volumes are its own",
         );
-        mistake::note("state file missing", &farm, &ran);
     }
     assert_eq!(farm.volumes(), volumes, "nothing was removed");
     fs::write(&node, identity).expect("it is ours");

@@ -1,6 +1,8 @@
 //! Mistakes, and what farmctl says to them: one error, one hint, the right exit status, and
 //! nothing left. Each goes into the table that `scripts/mistakes` prints.
 
+use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 
@@ -36,12 +38,44 @@ pub fn met(mistake: &str, farm: &Farm, ran: Ran, code: i32, look: impl FnOnce())
     ran
 }
 
+/// Runs a verb that must fail where `gc --check` cannot say whether anything is left: what
+/// `look` sees is the same before and after.
+#[track_caller]
+pub fn refused<T: PartialEq + Debug>(
+    mistake: &str,
+    farm: &Farm,
+    arguments: &[&str],
+    look: impl Fn() -> T,
+) -> Ran {
+    let before = look();
+    let ran = farm.run(arguments).failed(1);
+    assert_eq!(look(), before, "{arguments:?} changed something");
+    note(mistake, farm, &ran);
+    ran
+}
+
+/// Says that a run which a signal ended says so and left nothing, not even a volume that was
+/// not there `before`. It has no hint.
+#[track_caller]
+pub fn ended(mistake: &str, farm: &Farm, ran: &Ran, before: &BTreeSet<String>) {
+    assert_eq!(ran.code, 130, "{}", ran.stderr);
+    assert_eq!(ran.stdout, "");
+    farm.assert_clean();
+    assert_eq!(farm.volumes(), *before, "no volume was made");
+    row(mistake, "130", "none", &format!("error: {}", masked(ran.error(), farm)));
+}
+
 /// Writes a row of the table, about what was looked at already.
-pub fn note(mistake: &str, farm: &Farm, ran: &Ran) {
+fn note(mistake: &str, farm: &Farm, ran: &Ran) {
     let text = format!("error: {}\nhint: {}", ran.error(), ran.hint());
+    row(mistake, &ran.code.to_string(), "none", &masked(&text, farm));
+}
+
+/// Writes a row of the table: the mistake, the exit status, what is left, the words.
+pub fn row(mistake: &str, code: &str, left: &str, words: &str) {
     let mut row = String::new();
-    let mut first = format!("{mistake:<MISTAKE$} {:>4}  {:<6} ", ran.code, "none");
-    for line in wrapped(&masked(&text, farm)) {
+    let mut first = format!("{mistake:<MISTAKE$} {code:>4}  {left:<6} ");
+    for line in wrapped(words) {
         row += format!("{first}{line}").trim_end();
         row.push('\n');
         first = " ".repeat(MISTAKE + 14);
