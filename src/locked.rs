@@ -342,3 +342,58 @@ pub fn own_paths(source: &Source) -> Result<Vec<String>> {
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lockfile::{Deb, Phase};
+    use crate::profile;
+
+    #[test]
+    fn a_tree_of_the_locked_packages_is_known_by_what_is_installed() {
+        let text =
+            "schema = 1\nname = \"shop\"\nversion = \"1\"\n[environment]\nsuite = \"bookworm\"\n";
+        let profile = profile::parse(text).expect("it is a profile");
+        let source = Source { profile, directory: PathBuf::new(), lock: None };
+        let deb = |name: &str, phase| Deb {
+            name: name.to_owned(),
+            version: "2".to_owned(),
+            architecture: "all".to_owned(),
+            phase,
+            file: format!("{name}_2_all.deb"),
+            size: 1,
+            sha256: String::new(),
+        };
+        let lock = Debian {
+            epoch: 0,
+            request_sha256: String::new(),
+            releases: Vec::new(),
+            packages: vec![
+                deb("base-files", Phase::Base),
+                deb("gcc", Phase::Build),
+                deb("tzdata", Phase::Environment),
+            ],
+        };
+        let differs = |there: &[(&str, &str)]| {
+            let there: Vec<Package> = there
+                .iter()
+                .map(|(name, version)| Package {
+                    name: (*name).to_owned(),
+                    version: (*version).to_owned(),
+                    architecture: "all".to_owned(),
+                })
+                .collect();
+            difference(&lock, &source, &there).expect("it has no packages of its own")
+        };
+        // What a build takes is not in it.
+        assert_eq!(differs(&[("base-files", "2"), ("tzdata", "2")]), None);
+        let says = |there: &[(&str, &str)]| differs(there).expect("it is another");
+        assert_eq!(says(&[("base-files", "2"), ("tzdata", "1")]), "tzdata is 1, locked is 2");
+        assert_eq!(
+            says(&[("tzdata", "1")]),
+            "base-files is nothing, locked is 2, and 1 more differs"
+        );
+        let more = [("base-files", "3"), ("gcc", "2"), ("tzdata", "1")];
+        assert_eq!(says(&more), "base-files is 3, locked is 2, and 2 more differ");
+    }
+}

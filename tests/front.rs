@@ -72,9 +72,10 @@ fn tls_begins_with_a_certificate_of_the_nodes_own_and_takes_the_administrators()
     let answer = get_by_tls(&chain, "shop.example", PORT, "/");
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 
-    let doctor = farm.run(&["doctor"]).failed(3).stdout;
+    let doctor = farm.run(&["doctor"]);
+    assert_eq!(doctor.code, 3, "{}", doctor.stdout);
     let ends = format!("the certificate {} ends at 20", chain.display());
-    assert!(doctor.contains(&ends), "{doctor}");
+    assert!(doctor.stdout.contains(&ends), "{}", doctor.stdout);
 
     // One that does not belong to its key is refused by name, and the sites stay up.
     let right = fs::read(&key).expect("it is ours");
