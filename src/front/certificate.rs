@@ -92,7 +92,8 @@ impl Certificate {
 
     fn make(&self, app: &str, front: &Front) -> Result<()> {
         file::make_directory(self.chain.parent().unwrap_or(Path::new("/")), 0o700)?;
-        // The key first and by rename: a half-written one is never found.
+        // The key comes last and by rename: without it the other is made anew. What a killed
+        // farmctl leaves of it is written over then.
         let part = self.key.with_extension("key.part");
         Invocation::of(&OPENSSL)
             .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])

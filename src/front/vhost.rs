@@ -20,11 +20,8 @@ pub fn address(front: &Front) -> String {
     let tls = front.tls.as_ref().and_then(|tls| tls.listen.first());
     let (scheme, own_port) = if tls.is_some() { ("https", 443) } else { ("http", 80) };
     let listen = tls.or(front.listen.first()).map_or("80", String::as_str);
-    let (host, port) = match listen.parse::<SocketAddr>() {
-        Ok(address) if address.ip().is_unspecified() => (None, address.port()),
-        Ok(address) => (Some(host_of(address.ip())), address.port()),
-        Err(_) => (None, listen.parse().unwrap_or(80)),
-    };
+    let address = listen.parse::<SocketAddr>().ok().filter(|it| !it.ip().is_unspecified());
+    let (host, port) = (address.map(|it| host_of(it.ip())), port_of(listen));
     // A name with a wildcard is no address.
     let name = front.server_names.iter().find(|name| !name.contains('*'));
     let host = name.cloned().or(host).unwrap_or_else(|| "127.0.0.1".to_owned());
