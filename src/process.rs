@@ -1,7 +1,6 @@
 //! Looking at running processes through /proc, and sending them signals.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{self, Signal};
@@ -16,15 +15,6 @@ pub fn children(pid: u32) -> Result<Vec<u32>> {
         all()?.into_iter().filter(|other| parent(*other) == Some(pid)).collect();
     found.sort_unstable();
     Ok(found)
-}
-
-/// Processes whose root directory is `root` or beneath it.
-///
-/// # Errors
-/// When /proc cannot be read.
-pub fn rooted_in(root: &Path) -> Result<Vec<u32>> {
-    let inside = |pid: u32| link(pid, "root").is_some_and(|path| path.starts_with(root));
-    Ok(all()?.into_iter().filter(|pid| inside(*pid)).collect())
 }
 
 /// Whether the process is there and no zombie.
@@ -64,10 +54,6 @@ pub fn memory(pid: u32) -> Option<u64> {
 fn all() -> Result<Vec<u32>> {
     let entries = fs::read_dir("/proc").context("reading /proc")?;
     Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
-}
-
-fn link(pid: u32, name: &str) -> Option<PathBuf> {
-    fs::read_link(format!("/proc/{pid}/{name}")).ok()
 }
 
 fn parent(pid: u32) -> Option<u32> {

@@ -145,7 +145,13 @@ pub fn require(tools: &[&Tool]) -> Result<()> {
 }
 
 const SETPRIV: Tool = Tool { name: "setpriv", package: "util-linux" };
+const SH: Tool = Tool { name: "sh", package: "dash" };
 const UNSHARE: Tool = Tool { name: "unshare", package: "util-linux" };
+/// Runs a tool only if farmctl, whose number is the shell's first word, is still the
+/// parent: the kernel sends the signal that `setpriv --pdeathsig` asked for when the
+/// parent ends, and never if it ended before that was asked (prctl(2)). PWD is the one
+/// variable a shell adds to the environment.
+const IF_PARENT_LIVES: &str = r#"test "$PPID" = "$0" || exit; unset PWD; exec "$@""#;
 
 /// What a tool is given on standard input.
 #[derive(Clone, Debug, Default)]
@@ -371,7 +377,10 @@ impl Invocation {
         let interactive = matches!(self.input, Input::Terminal);
         if !self.survives && !interactive {
             let setpriv = SETPRIV.path().unwrap_or_else(|| PathBuf::from(SETPRIV.name));
+            let sh = SH.path().unwrap_or_else(|| PathBuf::from(SH.name));
             words.extend([setpriv.into(), "--pdeathsig".into(), "KILL".into(), "--".into()]);
+            words.extend([sh.into(), "-c".into(), IF_PARENT_LIVES.into()]);
+            words.push(std::process::id().to_string().into());
         }
         if self.contained {
             let unshare = UNSHARE.path().unwrap_or_else(|| PathBuf::from(UNSHARE.name));
@@ -540,8 +549,6 @@ pub fn require_root() -> Result<()> {
 mod tests {
     use super::*;
 
-    const SH: Tool = Tool { name: "sh", package: "dash" };
-
     #[test]
     fn words_are_quoted_so_that_they_can_be_pasted() {
         assert_eq!(quote("--variant=minbase"), "--variant=minbase");
@@ -572,11 +579,25 @@ mod tests {
 
     #[test]
     fn tools_inherit_nothing_and_read_nothing() {
-        let text = Invocation::of(&SH).args(["-c", "env | sort; cat; pwd"]).output();
-        let text = text.expect("env, cat and pwd succeed");
-        assert!(text.contains("LC_ALL=C.UTF-8\n"), "{text}");
-        assert!(!text.contains("CARGO"), "{text}");
-        assert!(text.ends_with("/\n"), "{text}");
+        let env = Tool { name: "env", package: "coreutils" };
+        let text = Invocation::of(&env).output().expect("env succeeds");
+        let mut names: Vec<_> = text.lines().flat_map(|line| line.split('=').next()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["HOME", "LC_ALL", "PATH"]);
+        let text = Invocation::of(&SH).args(["-c", "cat; pwd"]).output();
+        assert_eq!(text.expect("cat and pwd succeed"), "/\n");
+    }
+
+    #[test]
+    fn a_tool_whose_farmctl_is_gone_does_not_begin() {
+        let of = |parent: u32| {
+            let parent = parent.to_string();
+            Invocation::of(&SH).args(["-c", IF_PARENT_LIVES, &parent, "echo", "began"]).outcome()
+        };
+        let own = of(std::process::id()).expect("sh can be started");
+        assert_eq!(own.stdout, "began\n");
+        let anothers = of(1).expect("sh can be started");
+        assert_eq!((anothers.stdout.as_str(), anothers.status.code()), ("", Some(1)));
     }
 
     #[test]
