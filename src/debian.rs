@@ -154,7 +154,16 @@ const APT_OPTIONS: [&str; 5] = [
 /// An apt-get call inside.
 #[must_use]
 pub fn apt_get(chroot: &Chroot, origin: Origin, arguments: &[&str]) -> Invocation {
-    chroot.downloading("apt-get").args(APT_OPTIONS).args(pool::options(origin)).args(arguments)
+    // The lent archives are every build's of the suite, and apt waits for the lock on them
+    // no moment. One process of it: what ends farmctl's child ends apt.
+    let turn = format!("{ARCHIVES}/turn");
+    chroot
+        .downloading("flock")
+        .args(["--no-fork", &turn, "apt-get"])
+        .named("apt-get")
+        .args(APT_OPTIONS)
+        .args(pool::options(origin))
+        .args(arguments)
 }
 
 /// Has apt install packages; `key` is where the profile names them. Each line apt prints is
