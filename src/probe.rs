@@ -15,8 +15,8 @@ use crate::error::refuse;
 pub const WEB_USER: &str = "www-data";
 /// How long one question may take: a server that needs longer is not ready.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Largest head of an answer that is read, in bytes.
-const HEAD_LIMIT: usize = 64 << 10;
+/// How much of an answer is read, in bytes.
+const LIMIT: usize = 64 << 10;
 /// Most header fields of an answer.
 const FIELDS: usize = 100;
 
@@ -25,16 +25,22 @@ const FIELDS: usize = 100;
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
+    /// Whether the text that was looked for is in its body, or none was.
+    pub has_body: bool,
     /// How long it took.
     pub took: Duration,
 }
 
 impl Answer {
-    /// Any status from 200 to 399: a redirect to a login page is an answer of a server
-    /// that works.
+    /// Why this answer to `path` is none of a server that works, if it is not. Any status
+    /// from 200 to 399 is: a redirect to a login page, for one.
     #[must_use]
-    pub fn is_good(&self) -> bool {
-        (200..400).contains(&self.status)
+    pub fn trouble(&self, path: &str, body: Option<&str>) -> Option<String> {
+        let Self { status, has_body, .. } = self;
+        if !(200..400).contains(status) {
+            return Some(format!("it answers {status} to {path}"));
+        }
+        (!has_body).then(|| format!("its answer to {path} is without {:?}", body.unwrap_or("")))
     }
 }
 
@@ -43,16 +49,34 @@ impl Answer {
 ///
 /// # Errors
 /// When there is no connection, no answer in time, or none in HTTP.
-pub fn ready(socket: &Path, path: &str) -> Result<Answer> {
+pub fn ask(socket: &Path, path: &str, body: Option<&str>) -> Result<Answer> {
+    let question = Question {
+        socket: socket.to_owned(),
+        path: path.to_owned(),
+        body: body.map(str::to_owned),
+    };
+    as_web_user(move || question.ask())
+}
+
+/// Connects to the socket, with the rights of nginx's workers.
+///
+/// # Errors
+/// When that cannot be done in time.
+pub fn connect(socket: &Path) -> Result<()> {
+    let socket = socket.to_owned();
+    as_web_user(move || connected(&socket).map(drop))
+}
+
+/// Does something with the rights of nginx's workers, and not for long.
+fn as_web_user<T: Send + 'static>(what: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (sender, receiver) = mpsc::channel();
-    let question = Question { socket: socket.to_owned(), path: path.to_owned() };
     // A thread of its own, for two reasons: its rights are dropped for good, and
     // connect(2) on a socket whose queue is full waits without end.
     std::thread::Builder::new()
         .name("probe".to_owned())
         .spawn(move || {
             // Nobody listens any more once the time is over.
-            drop(sender.send(question.ask()));
+            drop(sender.send(become_web_user().and_then(|()| what())));
         })
         .context("starting a thread")?;
     match receiver.recv_timeout(PATIENCE) {
@@ -61,30 +85,33 @@ pub fn ready(socket: &Path, path: &str) -> Result<Answer> {
     }
 }
 
+/// A connection to a server.
+fn connected(socket: &Path) -> Result<UnixStream> {
+    let shown = socket.display();
+    match UnixStream::connect(socket) {
+        Ok(stream) => Ok(stream),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => refuse(
+            format_args!("{WEB_USER} may not connect to {shown}"),
+            "let the server make its socket writable for its group (0660) or all (0666)",
+        ),
+        Err(error) => Err(error).with_context(|| format!("connecting to {shown}")),
+    }
+}
+
 struct Question {
     socket: PathBuf,
     path: String,
+    body: Option<String>,
 }
 
 impl Question {
     fn ask(&self) -> Result<Answer> {
         let began = Instant::now();
-        become_web_user()?;
-        let shown = self.socket.display();
-        let mut stream = match UnixStream::connect(&self.socket) {
-            Ok(stream) => stream,
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                return refuse(
-                    format_args!("{WEB_USER} may not connect to {shown}"),
-                    "let the server make its socket writable for its group (0660) or all (0666)",
-                );
-            }
-            Err(error) => return Err(error).with_context(|| format!("connecting to {shown}")),
-        };
+        let mut stream = connected(&self.socket)?;
         stream.set_read_timeout(Some(PATIENCE)).context("setting a timeout")?;
         stream.set_write_timeout(Some(PATIENCE)).context("setting a timeout")?;
-        stream.write_all(request(&self.path).as_bytes()).context("asking")?;
-        let mut head = Vec::new();
+        stream.write_all(self.request().as_bytes()).context("asking")?;
+        let mut answer = Vec::new();
         let mut chunk = [0u8; 4096];
         loop {
             let count = match stream.read(&mut chunk) {
@@ -92,17 +119,41 @@ impl Question {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error).context("reading the answer"),
             };
-            if count == 0 {
-                bail!("the server closed the connection without an answer");
-            }
-            head.extend_from_slice(&chunk[..count]);
-            if let Some(status) = parse_status(&head)? {
-                return Ok(Answer { status, took: began.elapsed() });
-            }
-            if head.len() > HEAD_LIMIT {
-                bail!("the head of the answer is larger than {} KiB", HEAD_LIMIT >> 10);
+            answer.extend_from_slice(&chunk[..count]);
+            let is_over = count == 0 || answer.len() > LIMIT;
+            if let Some((status, has_body)) = self.judge(&answer, is_over)? {
+                return Ok(Answer { status, has_body, took: began.elapsed() });
             }
         }
+    }
+
+    /// The status of as much of an answer as there is, and whether it has what is looked
+    /// for, as soon as both are known.
+    fn judge(&self, answer: &[u8], is_over: bool) -> Result<Option<(u16, bool)>> {
+        match parse_head(answer)? {
+            None if !is_over => Ok(None),
+            None if answer.len() > LIMIT => {
+                bail!("the head of the answer is larger than {} KiB", LIMIT >> 10)
+            }
+            None => bail!("the server closed the connection without an answer"),
+            Some((status, length)) => {
+                let has_body = self.body.as_ref().is_none_or(|wanted| {
+                    let mut parts = answer[length..].windows(wanted.len());
+                    parts.any(|part| part == wanted.as_bytes())
+                });
+                Ok((has_body || is_over).then_some((status, has_body)))
+            }
+        }
+    }
+
+    fn request(&self) -> String {
+        // nginx asks by 1.1; by 1.0 no server sends chunks, which may part what is looked for.
+        let version = if self.body.is_some() { "1.0" } else { "1.1" };
+        format!(
+            "GET {path} HTTP/{version}\r\nHost: localhost\r\nUser-Agent: farmctl\r\n\
+             Accept: */*\r\nConnection: close\r\n\r\n",
+            path = self.path
+        )
     }
 }
 
@@ -122,26 +173,23 @@ fn become_web_user() -> Result<()> {
     Ok(())
 }
 
-fn request(path: &str) -> String {
-    format!(
-        "GET {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: farmctl\r\nAccept: */*\r\n\
-         Connection: close\r\n\r\n"
-    )
-}
-
-/// The status of an answer, once its whole head is there. An informational answer
-/// (1xx) precedes the real one.
-fn parse_status(bytes: &[u8]) -> Result<Option<u16>> {
-    let mut rest = bytes;
+/// The status of an answer, and where its body begins, once its whole head is there. An
+/// informational answer (1xx) precedes the real one.
+fn parse_head(bytes: &[u8]) -> Result<Option<(u16, usize)>> {
+    let mut begin = 0;
     loop {
         let mut fields = [httparse::EMPTY_HEADER; FIELDS];
         let mut response = httparse::Response::new(&mut fields);
-        match response.parse(rest).context("reading the answer")? {
+        match response.parse(&bytes[begin..]).context("reading the answer")? {
             httparse::Status::Partial => return Ok(None),
-            httparse::Status::Complete(length) => match response.code {
-                Some(code) if (100..200).contains(&code) => rest = &rest[length..],
-                code => return Ok(code),
-            },
+            httparse::Status::Complete(length) => {
+                begin += length;
+                match response.code {
+                    Some(code) if !(100..200).contains(&code) => return Ok(Some((code, begin))),
+                    Some(_) => {}
+                    None => return Ok(None),
+                }
+            }
         }
     }
 }
@@ -154,10 +202,28 @@ mod tests {
 
     #[test]
     fn an_answer_counts_when_its_head_is_whole() {
-        assert_eq!(parse_status(b"HTTP/1.1 200 OK\r\nA: b\r\n").expect("no fault yet"), None);
-        let informed = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 302 Found\r\n\r\n";
-        assert_eq!(parse_status(informed).expect("it is HTTP"), Some(302));
-        parse_status(b"SSH-2.0-OpenSSH_9.2\r\n").expect_err("it is not HTTP");
+        assert_eq!(parse_head(b"HTTP/1.1 200 OK\r\nA: b\r\n").expect("no fault yet"), None);
+        let informed = b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 302 Found\r\n\r\n<p>";
+        assert_eq!(parse_head(informed).expect("it is HTTP"), Some((302, informed.len() - 3)));
+        parse_head(b"SSH-2.0-OpenSSH_9.2\r\n").expect_err("it is not HTTP");
+    }
+
+    #[test]
+    fn a_text_is_looked_for_in_the_body_until_the_answer_is_over() {
+        let question = |body| Question { socket: "x".into(), path: "/".into(), body };
+        let wants = question(Some("ready".to_owned()));
+        let judged =
+            |answer: &str, is_over| wants.judge(answer.as_bytes(), is_over).expect("it is HTTP");
+        let head = "HTTP/1.0 200 OK\r\nServer: ready\r\n\r\n";
+        assert_eq!(judged(head, false), None);
+        assert_eq!(judged(&format!("{head}not rea"), false), None);
+        assert_eq!(judged(&format!("{head}it is ready,"), false), Some((200, true)));
+        assert_eq!(judged(&format!("{head}warming up"), true), Some((200, false)));
+        let any = question(None).judge(head.as_bytes(), false).expect("it is HTTP");
+        assert_eq!(any, Some((200, true)));
+        let answer = Answer { status: 200, has_body: false, took: Duration::ZERO };
+        let trouble = answer.trouble("/", Some("ready"));
+        assert_eq!(trouble.as_deref(), Some("its answer to / is without \"ready\""));
     }
 
     fn serve(listener: UnixListener, answer: &'static [u8]) {
@@ -182,13 +248,13 @@ mod tests {
         let listener = UnixListener::bind(&socket).expect("the path is short");
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
             .expect("it is ours");
-        let error = ready(&socket, "/healthz").expect_err("only root may connect");
+        let error = ask(&socket, "/healthz", None).expect_err("only root may connect");
+        connect(&socket).expect_err("neither");
         assert_eq!(error.to_string(), format!("www-data may not connect to {}", socket.display()));
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666))
             .expect("it is ours");
         serve(listener, b"HTTP/1.1 204 No Content\r\n\r\n");
-        let answer = ready(&socket, "/healthz").expect("it answers");
-        assert_eq!(answer.status, 204);
-        assert!(answer.is_good());
+        let answer = ask(&socket, "/healthz", None).expect("it answers");
+        assert_eq!((answer.status, answer.trouble("/healthz", None)), (204, None));
     }
 }

@@ -314,9 +314,12 @@ pub struct Process {
     /// Environment variables of the command.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
-    /// How new code and configuration are taken up: a signal sent to the server, or `restart`.
+    /// How new code and configuration are taken up.
     #[serde(default)]
     pub reload: Reload,
+    /// The command that `reload = "command"` runs, a line of sh like `command`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reload_command: Option<String>,
     /// A command that checks the new code before a reload, a line of sh like `command`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<String>,
@@ -328,7 +331,7 @@ pub struct Process {
     pub stop: Stop,
 }
 
-/// How a process takes up new code: `"HUP"`, another signal's name, or `"restart"`.
+/// How a process takes up new code: `"HUP"`, another signal's name, `"command"` or `"restart"`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Reload {
@@ -337,6 +340,8 @@ pub enum Reload {
     Restart,
     /// Send this signal (without `SIG`) to the server.
     Signal(Signal),
+    /// Run the process's `reload-command`.
+    Command,
 }
 
 /// A signal by its name without `SIG`.
@@ -358,15 +363,41 @@ pub enum Signal {
     Winch,
 }
 
-/// `ready = { http = "/", within = "30s" }`.
+/// `ready = { http = "/", within = "30s" }`; one of `http`, `command` and `socket`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Ready {
     /// Path asked for by HTTP; any status from 200 to 399 is ready.
-    pub http: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Text that the answer to `http` must have in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    /// A command that exits with 0 when the process serves, a line of sh like `command`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// Whether it serves when nginx may connect to its socket.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub socket: bool,
     /// How long it may take.
     #[serde(default = "half_a_minute")]
     pub within: Seconds,
+}
+
+/// What shows that a process serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign<'a> {
+    /// It answers for this path, with this text in the answer.
+    Http {
+        /// Path of the URL.
+        path: &'a str,
+        /// Any if there is none.
+        body: Option<&'a str>,
+    },
+    /// nginx may connect to its socket.
+    Socket,
+    /// The start script's `ready` succeeds.
+    Command(&'a str),
 }
 
 /// `stop = { signal = "TERM", within = "30s" }`.

@@ -152,7 +152,7 @@ pub const SECTIONS: &[Section] = &[
     Section {
         name: "process.ready",
         written: "ready = { … } of [[process]]",
-        purpose: "What shows that a process serves.",
+        purpose: "What shows that a process serves: one of `http`, `command` and `socket`. Without it, that it is still there after a second.",
     },
     Section {
         name: "process.stop",
@@ -267,12 +267,16 @@ pub const KEYS: &[Key] = &[
     key("process", "command", Text, Required, "The command, one simple command of sh with `{{ … }}` values. The virtualenv's `bin` comes first on `PATH`."),
     key("process", "directory", Text, Value("\"/\""), "Working directory."),
     key("process", "environment", TextTable, Value("{}"), "Environment variables of the command, taken literally."),
-    key("process", "reload", Text, Value("\"restart\""), "How new code is taken up: a signal sent to the server (`HUP`, `USR1`, `USR2`, …), or `restart`."),
+    key("process", "reload", Text, Value("\"restart\""), "How new code is taken up: a signal sent to the server (`HUP`, `USR1`, `USR2`, …), `restart`, or `command`."),
+    key("process", "reload-command", Text, Nothing, "The command of `reload = \"command\"`, a line of sh like `command`: it returns when the server has taken the new code up, or begun to."),
     key("process", "check", Text, Nothing, "A command like `command` that checks new code before a reload; when it fails, nothing is reloaded."),
     key("process", "ready", Table, Nothing, "What shows that the process serves."),
     key("process", "stop", Table, Value("{ signal = \"TERM\", within = \"30s\" }"), "How the process is stopped."),
 
-    key("process.ready", "http", Text, Required, "Path asked for by HTTP; any status from 200 to 399 is ready."),
+    key("process.ready", "http", Text, Nothing, "Path asked for by HTTP, as nginx asks; any status from 200 to 399 is ready."),
+    key("process.ready", "body", Text, Nothing, "Text that the answer to `http` must have in it, in its first 64 KiB."),
+    key("process.ready", "command", Text, Nothing, "A command that exits with 0 when the process serves, a line of sh like `command`."),
+    key("process.ready", "socket", Switch, Value("false"), "It serves when nginx may connect to `{{ listen.PROCESS }}`."),
     key("process.ready", "within", Duration, Value("\"30s\""), "How long it may take."),
 
     key("process.stop", "signal", Text, Value("\"TERM\""), "Signal that asks the process to end."),
@@ -428,8 +432,15 @@ mod tests {
                 directory: "x".into(),
                 environment: table(),
                 reload: Reload::Signal(Signal::Hup),
+                reload_command: Some(text()),
                 check: Some(text()),
-                ready: Some(Ready { http: text(), within: Seconds(1) }),
+                ready: Some(Ready {
+                    http: Some(text()),
+                    body: Some(text()),
+                    command: Some(text()),
+                    socket: true,
+                    within: Seconds(1),
+                }),
                 stop: Stop { signal: Signal::Term, within: Seconds(1) },
             }],
             jobs: vec![Job {
@@ -538,7 +549,11 @@ mod tests {
                     "process.stop" => "[process.stop]",
                     _ => header,
                 };
-                let extra = if section == "file" { "content = \"\"\n" } else { "" };
+                let extra = match section {
+                    "file" => "content = \"\"\n",
+                    "process.ready" => "http = \"/\"\n",
+                    _ => "",
+                };
                 text += &format!("{header}\n{}{extra}{}", required(section), written(section));
             }
             crate::profile::parse(&text).unwrap_or_else(|error| {

@@ -11,9 +11,9 @@ use crate::front::{self, Published};
 use crate::layout::{self, START_SCRIPT};
 use crate::manifest::Manifest;
 use crate::node::{self, Node, Object, Transaction};
-use crate::probe;
 use crate::process;
 use crate::profile::{Job, Process, Reload, Signal, When};
+use crate::ready::{self, Look};
 use crate::release::{App, Session};
 use crate::run::{Invocation, check_interrupted, poll_until};
 use crate::schroot;
@@ -140,7 +140,7 @@ impl Served<'_> {
     /// # Errors
     /// When it ends, is not ready in time, or the user interrupts.
     pub fn wait_until_ready(&self, process: &Process, before: &Position) -> Result<()> {
-        let Self { app, session, node, supervisor, .. } = *self;
+        let Self { app, session, supervisor, .. } = *self;
         let state = || -> Result<State> {
             let states = supervisor.states(&session.name)?;
             let found = states.into_iter().find(|state| state.process == process.name);
@@ -153,12 +153,10 @@ impl Served<'_> {
         let mut last_answer = String::new();
         let mut looks = 0u32;
         let found = poll_until(within, || {
-            if let Some(ready) = &process.ready {
-                let socket = node.layout().socket(&app.name, &session.name, &process.name);
-                match probe::ready(&socket, &ready.http) {
-                    Ok(answer) if answer.is_good() => return Ok(Some(Ok(()))),
-                    Ok(answer) => last_answer = format!("it answers {}", answer.status),
-                    Err(error) => last_answer = format!("{error:#}"),
+            if let Some(look) = self.look(process) {
+                match look.trouble {
+                    None => return Ok(Some(Ok(()))),
+                    Some(trouble) => last_answer = trouble,
                 }
             }
             looks += 1;
@@ -181,6 +179,14 @@ impl Served<'_> {
         self.failure(&process.name, before, &reason)
             .with_context(|| format!("process {}", process.name))
             .hint(format!("farmctl logs {} shows all of its output", app.name))
+    }
+
+    /// Looks whether a process serves; none if nothing shows it.
+    #[must_use]
+    pub fn look(&self, process: &Process) -> Option<Look> {
+        let Self { app, session, node, .. } = *self;
+        let socket = node.layout().socket(&app.name, &session.name, &process.name);
+        ready::look(process, &socket, &session.name)
     }
 
     /// The error of a process that does not do what it should, with the last lines it has
@@ -340,6 +346,13 @@ impl Served<'_> {
         let pid = running(supervisor)?;
         let before = process::children(pid)?;
         let by = match &process.reload {
+            Reload::Command => {
+                let call = [START_SCRIPT, "reload-command", &process.name];
+                schroot::enter(&session.name, "root", &call)
+                    .named(format!("reload-command of {}", process.name))
+                    .run()?;
+                "command".to_owned()
+            }
             Reload::Restart => {
                 supervisor.restart(&session.name, &process.name)?;
                 "restart".to_owned()

@@ -68,14 +68,24 @@ fn settings(profile: &Profile) -> anyhow::Result<String> {
         Some("chosen=$1\n\tshift\n"),
         &cases,
     );
-    let mut cases = Vec::new();
-    for process in &profile.processes {
-        if let Some(check) = check_of(process, profile)? {
-            cases.push((process.name.as_str(), check));
-        }
-    }
-    text +=
-        &choice("check_process", "Looks whether a process could take up its code.", None, &cases);
+    text += &asides(
+        ("reload_by_command", "Has a process take up its code."),
+        "reload-command",
+        |process| process.reload_command.as_deref(),
+        profile,
+    )?;
+    text += &asides(
+        ("check_process", "Looks whether a process could take up its code."),
+        "check",
+        |process| process.check.as_deref(),
+        profile,
+    )?;
+    text += &asides(
+        ("ready_process", "Looks whether a process serves."),
+        "ready.command",
+        |process| process.ready.as_ref()?.command.as_deref(),
+        profile,
+    )?;
     let mut cases = Vec::new();
     for job in &profile.jobs {
         cases.push((job.name.as_str(), job_of(job, profile)?));
@@ -192,14 +202,26 @@ fn command_of(process: &Process, profile: &Profile) -> anyhow::Result<String> {
         + &format!("{NUMBERS}\t\texec {} \"$@\"", command.trim()))
 }
 
-fn check_of(process: &Process, profile: &Profile) -> anyhow::Result<Option<String>> {
-    let Some(check) = &process.check else { return Ok(None) };
-    let check = rendered(check, &format!("check of {}", process.name), profile)?;
-    Ok(Some(format!(
-        "\t\t(\n{}{NUMBERS}\t\t{}\n\t\t)",
-        prepared(&process.directory, &process.environment),
-        check.trim()
-    )))
+/// A function that chooses a command beside a process's own, each in the process's
+/// surroundings and a shell of its own; `key` is where the profile has it.
+fn asides(
+    (name, comment): (&str, &str),
+    key: &str,
+    of: impl Fn(&Process) -> Option<&str>,
+    profile: &Profile,
+) -> anyhow::Result<String> {
+    let mut cases = Vec::new();
+    for process in &profile.processes {
+        let Some(command) = of(process) else { continue };
+        let command = rendered(command, &format!("{key} of {}", process.name), profile)?;
+        let lines = format!(
+            "\t\t(\n{}{NUMBERS}\t\t{}\n\t\t)",
+            prepared(&process.directory, &process.environment),
+            command.trim()
+        );
+        cases.push((process.name.as_str(), lines));
+    }
+    Ok(choice(name, comment, None, &cases))
 }
 
 fn job_of(job: &Job, profile: &Profile) -> anyhow::Result<String> {
@@ -362,6 +384,11 @@ path = "/srv/small/spool"
         	esac
         }
 
+        # Has a process take up its code.
+        reload_by_command() {
+        	:
+        }
+
         # Looks whether a process could take up its code.
         check_process() {
         	case $1 in
@@ -374,6 +401,11 @@ path = "/srv/small/spool"
         		)
         		;;
         	esac
+        }
+
+        # Looks whether a process serves.
+        ready_process() {
+        	:
         }
 
         run_job() {

@@ -83,6 +83,26 @@ fn a_process_that_never_gets_ready_is_shown_with_its_last_lines() {
 }
 
 #[test]
+fn a_process_is_ready_when_its_command_says_so_and_not_before() {
+    let farm = Farm::new();
+    install(
+        &farm,
+        "[[process]]\nname = \"web\"\n\
+         command = \"sh -c 'sleep 1; touch /tmp/up; exec sleep 86017'\"\n\
+         ready = { command = \"test -e /tmp/up\" }\n\
+         [[process]]\nname = \"queue\"\ncommand = \"sleep 86017\"\n\
+         ready = { command = \"echo no queue; exit 3\", within = \"2s\" }\n",
+    );
+    let ran = fails_to_start("readiness command that fails", &farm);
+    says(
+        &ran,
+        &farm,
+        "starting shop 1.0: process queue: it is not ready after 2 s: ready.command: exit status 3\n  | no queue",
+        "farmctl logs shop shows all of its output",
+    );
+}
+
+#[test]
 fn a_process_that_ends_at_once_is_shown_with_its_last_lines() {
     let farm = Farm::new();
     install(

@@ -45,6 +45,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             }
             let how = match &process.reload {
                 Reload::Restart => "restart the process".to_owned(),
+                Reload::Command => "run the process's reload-command".to_owned(),
                 Reload::Signal(signal) => format!("send SIG{} to the process", signal.name()),
             };
             plan.step(format!("{how} {}", process.name));

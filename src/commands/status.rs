@@ -9,8 +9,8 @@ use crate::error::Exit;
 use crate::front;
 use crate::history::{self, Change};
 use crate::node;
-use crate::probe;
 use crate::process;
+use crate::ready::{self, Look};
 use crate::schroot;
 use crate::session;
 use crate::storage;
@@ -174,12 +174,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             let state = states.iter().find(|state| state.process == process.name);
             let pid = state.and_then(|state| state.pid);
             let workers = pid.map(process::children).transpose()?.unwrap_or_default();
-            let ready = process.ready.as_ref().map(|ready| {
-                let socket = node.layout().socket(&app.name, &session.name, &process.name);
-                match probe::ready(&socket, &ready.http) {
-                    Ok(answer) => answer.status.to_string(),
-                    Err(_) => "no answer".to_owned(),
-                }
+            let socket = node.layout().socket(&app.name, &session.name, &process.name);
+            let ready = ready::look(process, &socket, &session.name).map(|look| match look {
+                Look { status: Some(status), .. } => status.to_string(),
+                Look { trouble: None, .. } => "yes".to_owned(),
+                Look { trouble: Some(_), .. } => "no answer".to_owned(),
             });
             sound &= pid.is_some() && ready.as_deref() != Some("no answer");
             processes.push(ProcessStatus {
@@ -313,8 +312,11 @@ fn render(status: &Status, now: i64) -> String {
         } else {
             format!(", {}", ui::size(process.memory_bytes))
         };
-        let ready =
-            process.ready.as_ref().map_or(String::new(), |ready| format!(", answers {ready}"));
+        let ready = process.ready.as_ref().map_or(String::new(), |ready| match ready.as_str() {
+            "yes" => ", ready".to_owned(),
+            "no answer" => ", not ready".to_owned(),
+            status => format!(", answers {status}"),
+        });
         rows.push(row(
             &format!("process {}", process.name),
             format!("{}{pid}{workers}{memory}{since}{ready}", process.state),

@@ -14,7 +14,9 @@ use super::name::{
 };
 use super::parse::{Place, Problem};
 use super::path::{beneath, directory, inside};
-use super::{Environment, Front, Grants, Job, Process, Profile, Python, Ready, Rendered, SCHEMA};
+use super::{
+    Environment, Front, Grants, Job, Process, Profile, Python, Ready, Reload, Rendered, SCHEMA,
+};
 use crate::template;
 
 pub(super) type Checked = Result<(), Problem>;
@@ -286,18 +288,58 @@ fn check_process(place: &Place, process: &Process, profile: &Profile) -> Checked
     let command = place.key("command");
     simple_command(&command, &process.command)?;
     shell_template(&command, &process.command, profile)?;
+    match (&process.reload, &process.reload_command) {
+        (Reload::Command, None) => {
+            return Err(Problem::at(place.key("reload"), "there is no reload-command")
+                .hint("reload-command = \"nginx -s reload\""));
+        }
+        (Reload::Command, Some(command)) => {
+            shell(&place.key("reload-command"), command)?;
+            shell_template(&place.key("reload-command"), command, profile)?;
+        }
+        (_, Some(_)) => {
+            return Err(Problem::at(place.key("reload-command"), "it is never run")
+                .hint("reload = \"command\" runs it"));
+        }
+        (_, None) => {}
+    }
     if let Some(check) = &process.check {
         shell(&place.key("check"), check)?;
         shell_template(&place.key("check"), check, profile)?;
     }
     directory(&place.key("directory"), &process.directory)?;
     variables(&place.key("environment"), &process.environment)?;
-    if let Some(Ready { http, .. }) = &process.ready {
+    match &process.ready {
+        Some(ready) => check_ready(&place.key("ready"), ready, profile),
+        None => Ok(()),
+    }
+}
+
+fn check_ready(place: &Place, ready: &Ready, profile: &Profile) -> Checked {
+    let Ready { http, body, command, socket, .. } = ready;
+    let signs = [http.is_some(), command.is_some(), *socket];
+    if signs.iter().filter(|said| **said).count() != 1 {
+        let message = "one of http, command and socket shows that a process serves";
+        return Err(Problem::at(place.clone(), message).hint("ready = { http = \"/\" }"));
+    }
+    match (http, body) {
+        (None, Some(_)) => {
+            return Err(Problem::at(place.key("body"), "only an answer to http has one"));
+        }
+        (Some(_), Some(body)) if body.is_empty() => {
+            return Err(Problem::at(place.key("body"), "must not be empty"));
+        }
+        _ => {}
+    }
+    if let Some(http) = http {
         if !http.starts_with('/') || !http.chars().all(|letter| letter.is_ascii_graphic()) {
             let message = format!("{http:?} is not a path of a URL");
-            return Err(Problem::at(place.key("ready").key("http"), message)
-                .hint("ready = { http = \"/\" }"));
+            return Err(Problem::at(place.key("http"), message).hint("ready = { http = \"/\" }"));
         }
+    }
+    if let Some(command) = command {
+        shell(&place.key("command"), command)?;
+        shell_template(&place.key("command"), command, profile)?;
     }
     Ok(())
 }

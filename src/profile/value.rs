@@ -8,7 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Ready, Reload, Seconds, Signal, Stop};
+use super::{Ready, Reload, Seconds, Sign, Signal, Stop};
 
 impl Signal {
     /// All signals a profile may name.
@@ -90,12 +90,14 @@ impl TryFrom<String> for Reload {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        if text == "restart" {
-            return Ok(Self::Restart);
+        match text.as_str() {
+            "restart" => return Ok(Self::Restart),
+            "command" => return Ok(Self::Command),
+            _ => {}
         }
         text.parse().map(Self::Signal).map_err(|_| {
             format!(
-                "{text:?} is not a way to reload; it is \"restart\" or one of the signals {}",
+                "{text:?} is not a way to reload; it is \"restart\", \"command\" or one of the signals {}",
                 Signal::names()
             )
         })
@@ -112,6 +114,7 @@ impl fmt::Display for Reload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Restart => f.write_str("restart"),
+            Self::Command => f.write_str("command"),
             Self::Signal(signal) => f.write_str(signal.name()),
         }
     }
@@ -127,7 +130,23 @@ impl Ready {
     /// Ready once `http` answers, within the default time.
     #[must_use]
     pub fn at(http: impl Into<String>) -> Self {
-        Self { http: http.into(), within: super::half_a_minute() }
+        Self {
+            http: Some(http.into()),
+            body: None,
+            command: None,
+            socket: false,
+            within: super::half_a_minute(),
+        }
+    }
+
+    /// What shows it; a profile that is right has one.
+    #[must_use]
+    pub fn sign(&self) -> Sign<'_> {
+        match (&self.http, &self.command) {
+            (Some(path), _) => Sign::Http { path, body: self.body.as_deref() },
+            (None, Some(command)) => Sign::Command(command),
+            (None, None) => Sign::Socket,
+        }
     }
 }
 
@@ -264,7 +283,7 @@ mod tests {
         assert_eq!(Reload::try_from("restart".to_owned()), Ok(Reload::Restart));
         assert_eq!(
             Reload::try_from("SIGHUP".to_owned()),
-            Err("\"SIGHUP\" is not a way to reload; it is \"restart\" or one of the signals \
+            Err("\"SIGHUP\" is not a way to reload; it is \"restart\", \"command\" or one of the signals \
                  HUP, INT, QUIT, TERM, USR1, USR2, WINCH"
                 .to_owned())
         );

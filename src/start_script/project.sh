@@ -9,7 +9,7 @@ stop_signal='' stop_within='' reload='' when='' creates=''
 #@ settings
 usage() {
 	printf '%s\n' \
-		'usage: project start|stop|restart|reload|check|status [PROCESS]' \
+		'usage: project start|stop|restart|reload|check|ready|status [PROCESS]' \
 		'       project run [PROCESS] [-- ARGUMENTS]' \
 		'       project job NAME' \
 		'' \
@@ -156,6 +156,8 @@ reload_process() {
 	if [ "$reload" = restart ]; then
 		stop_process "$1"
 		start_process "$1"
+	elif [ "$reload" = command ]; then
+		reload_by_command "$1"
 	else
 		kill -s "$reload" "$pid"
 		say "$1 was sent SIG$reload, pid $pid"
@@ -164,7 +166,7 @@ reload_process() {
 
 action=${1-}
 case $action in
-start | stop | restart | reload | check | status | run | job) ;;
+start | stop | restart | reload | reload-command | check | ready | status | run | job) ;;
 help | -h | --help)
 	usage
 	exit 0
@@ -256,9 +258,19 @@ reload)
 		reload_process "$process"
 	done
 	;;
+reload-command)
+	for process in $chosen; do
+		reload_by_command "$process"
+	done
+	;;
 check)
 	for process in $chosen; do
 		check_process "$process"
+	done
+	;;
+ready)
+	for process in $chosen; do
+		ready_process "$process"
 	done
 	;;
 status)

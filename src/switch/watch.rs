@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::front::{Counted, Traffic};
-use crate::probe;
 use crate::run::{check_interrupted, poll_until};
 use crate::serve::Served;
 use crate::supervise::Position;
@@ -85,18 +84,12 @@ impl Watch {
 
 /// What is wrong with how a process answers, if it is to answer and something is.
 pub(super) fn unwell(name: &str, served: &Served<'_>) -> Result<Option<String>> {
-    let Served { session, manifest, node, .. } = *served;
-    let process = manifest.profile.processes.iter().find(|process| process.name == name);
-    let Some(ready) = process.and_then(|process| process.ready.as_ref()) else { return Ok(None) };
-    let socket = node.layout().socket(&manifest.name, &session.name, name);
-    match probe::ready(&socket, &ready.http) {
-        Ok(answer) if answer.is_good() => Ok(None),
-        Ok(answer) => Ok(Some(format!("it answers {} to {}", answer.status, ready.http))),
-        Err(error) => {
-            check_interrupted()?;
-            Ok(Some(format!("{error:#}")))
-        }
+    let look = served.manifest.profile.process(name).and_then(|process| served.look(process));
+    let trouble = look.and_then(|look| look.trouble);
+    if trouble.is_some() {
+        check_interrupted()?;
     }
+    Ok(trouble)
 }
 
 /// Whether so many more requests fail than before that it is the new release's doing.
