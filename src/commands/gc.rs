@@ -202,13 +202,13 @@ fn orphans(node: &Node) -> Result<Vec<Object>> {
         found.push(Object::Chroot { name: chroot.name });
     }
     // Every backend, not only the one that is set now.
-    for storage in storage::all(&node.site())? {
-        let name = || storage.name().to_owned();
-        for volume in storage.list()?.into_iter().filter(|volume| volume.mark.node == id) {
+    for held in storage::holdings(&node.site())? {
+        let name = || held.storage.to_owned();
+        for volume in held.volumes.into_iter().filter(|volume| volume.mark.node == id) {
             found.push(Object::Volume { storage: name(), name: volume.name });
         }
         // A copy whose session schroot has forgotten.
-        for copy in storage.copies()? {
+        for copy in held.copies {
             found.retain(
                 |object| !matches!(object, Object::Session { name, .. } if *name == copy.session),
             );

@@ -144,17 +144,17 @@ fn show(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
         volumes: Vec::new(),
         sessions: Vec::new(),
     };
-    for storage in storage::all(&node.site())? {
-        let name = storage.name();
-        listing.volumes.extend(storage.list()?.into_iter().map(|volume| VolumeLine {
+    for held in storage::holdings(&node.site())? {
+        let storage = held.storage;
+        listing.volumes.extend(held.volumes.into_iter().map(|volume| VolumeLine {
             name: volume.name,
-            storage: name,
+            storage,
             size_bytes: volume.size,
             sealed: volume.access == Access::ReadOnly,
         }));
-        listing.sessions.extend(storage.copies()?.into_iter().map(|copy| SessionLine {
+        listing.sessions.extend(held.copies.into_iter().map(|copy| SessionLine {
             name: copy.session,
-            storage: name,
+            storage,
             written_bytes: copy.written,
             room_bytes: copy.room,
             whole: copy.whole,

@@ -310,18 +310,41 @@ pub fn named(name: &str, site: &Site<'_>) -> Result<Box<dyn Storage>> {
     }
 }
 
-/// Every backend that can hold something of ours on this machine, whatever is set: what
-/// was made before a setting was changed is still there.
+/// What a backend holds of ours.
+#[derive(Debug)]
+pub struct Holdings {
+    /// The backend.
+    pub storage: &'static str,
+    /// Volumes.
+    pub volumes: Vec<Volume>,
+    /// Writable copies of sessions.
+    pub copies: Vec<SessionCopy>,
+}
+
+/// What every backend holds of ours that can on this machine, whatever is set: what was made
+/// before a setting was changed is still there. LVM, the slowest to ask, is asked once.
 ///
 /// # Errors
-/// None but those of [`named`].
-pub fn all(site: &Site<'_>) -> Result<Vec<Box<dyn Storage>>> {
+/// When one cannot be looked at.
+pub fn holdings(site: &Site<'_>) -> Result<Vec<Holdings>> {
+    let is_there = |storage: &dyn Storage| storage.tools().iter().all(|tool| tool.path().is_some());
     let mut found = Vec::new();
-    for name in NAMES {
-        let storage = named(name, site)?;
-        if storage.tools().iter().all(|tool| tool.path().is_some()) {
-            found.push(storage);
+    let thin = lvm::Lvm::new(lvm::Kind::Thin, site);
+    if is_there(&thin) {
+        let all = lvm::volumes()?;
+        for lvm in [thin, lvm::Lvm::new(lvm::Kind::Classic, site)] {
+            found.push(Holdings {
+                storage: lvm.name(),
+                volumes: lvm.volumes_among(&all),
+                copies: lvm.copies_among(&all),
+            });
         }
+    }
+    let btrfs: Box<dyn Storage> = Box::new(btrfs::Btrfs::new(site.layout));
+    let directory: Box<dyn Storage> = Box::new(directory::Directory::new(site.layout));
+    for storage in [btrfs, directory].iter().filter(|storage| is_there(storage.as_ref())) {
+        let (volumes, copies) = (storage.list()?, storage.copies()?);
+        found.push(Holdings { storage: storage.name(), volumes, copies });
     }
     Ok(found)
 }

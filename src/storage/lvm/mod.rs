@@ -15,8 +15,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use nix::mount::MsFlags;
 
-pub use self::report::groups;
 use self::report::{Group, LVS, LogicalVolume};
+pub use self::report::{groups, volumes};
 use super::directory::copying;
 use super::{Access, Copies, Growth, Mark, SessionCopy, Stanza, Storage, Tree, Usage, Volume};
 use crate::error::refuse;
@@ -103,6 +103,26 @@ impl Lvm {
 
     fn is_of_kind(&self, volume: &LogicalVolume) -> bool {
         (volume.kind == "thin") == (self.kind == Kind::Thin)
+    }
+
+    /// Ours of this kind among all logical volumes of the machine.
+    pub(super) fn volumes_among(&self, all: &[LogicalVolume]) -> Vec<Volume> {
+        let ours = |volume: &&LogicalVolume| {
+            self.is_ours(volume)
+                && self.is_of_kind(volume)
+                && !volume.has(SESSION_TAG)
+                && volume.kind != "thin-pool"
+        };
+        let volume = |volume: &LogicalVolume| {
+            let of = |key| volume.tagged(key).unwrap_or_default().to_owned();
+            Volume {
+                mark: Mark { node: of(NODE_TAG), transaction: of(TRANSACTION_TAG) },
+                size: Some(volume.size),
+                access: if volume.writeable { Access::ReadWrite } else { Access::ReadOnly },
+                name: volume.name.clone(),
+            }
+        };
+        all.iter().filter(ours).map(volume).collect()
     }
 
     /// The volume of this name, if it is there and ours.
@@ -501,21 +521,7 @@ impl Storage for Lvm {
     }
 
     fn list(&self) -> Result<Vec<Volume>> {
-        let mut found = Vec::new();
-        for volume in report::volumes()? {
-            let counts = self.is_ours(&volume) && self.is_of_kind(&volume);
-            if !counts || volume.has(SESSION_TAG) || volume.kind == "thin-pool" {
-                continue;
-            }
-            let of = |key| volume.tagged(key).unwrap_or_default().to_owned();
-            found.push(Volume {
-                mark: Mark { node: of(NODE_TAG), transaction: of(TRANSACTION_TAG) },
-                size: Some(volume.size),
-                access: if volume.writeable { Access::ReadWrite } else { Access::ReadOnly },
-                name: volume.name,
-            });
-        }
-        Ok(found)
+        Ok(self.volumes_among(&report::volumes()?))
     }
 
     fn describe_create(&self, name: &str, size: Size) -> Result<Vec<String>> {
@@ -553,7 +559,7 @@ impl Storage for Lvm {
     }
 
     fn copies(&self) -> Result<Vec<SessionCopy>> {
-        self.session_copies()
+        Ok(self.copies_among(&report::volumes()?))
     }
 
     fn activate_copy(&self, session: &str) -> Result<()> {

@@ -104,11 +104,11 @@ impl Lvm {
         Ok(found.filter(|copy| copy.has(SESSION_TAG) && !copy.origin.is_empty()))
     }
 
-    pub(super) fn session_copies(&self) -> Result<Vec<SessionCopy>> {
+    /// Sessions' copies among all logical volumes of the machine.
+    pub(in crate::storage) fn copies_among(&self, all: &[LogicalVolume]) -> Vec<SessionCopy> {
         let ours = |copy: &LogicalVolume| {
             self.is_ours(copy) && self.is_of_kind(copy) && copy.has(SESSION_TAG)
         };
-        let all = report::volumes()?;
         let copies = all.iter().filter(|copy| ours(copy)).map(|copy| {
             let origin =
                 all.iter().find(|volume| volume.group == copy.group && volume.name == copy.origin);
@@ -129,7 +129,7 @@ impl Lvm {
                 origin: copy.origin.clone(),
             }
         });
-        Ok(copies.collect())
+        copies.collect()
     }
 
     pub(super) fn grow(&self, session: &str) -> Result<Option<Growth>> {
