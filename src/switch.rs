@@ -42,7 +42,7 @@ fn warm_up(served: &Served<'_>) -> Result<()> {
     let Served { session, manifest, supervisor, .. } = *served;
     let states = supervisor.states(&session.name)?;
     for process in &manifest.profile.processes {
-        if process.ready.is_none() {
+        if process.ready.as_ref().is_none_or(|ready| ready.http.is_none()) {
             continue;
         }
         let pid = states.iter().find(|state| state.process == process.name);

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FACE: [&str; 3] = ["main", "cli", "ui"];
-const HANDS: [&str; 32] = [
+const HANDS: [&str; 33] = [
     "run",
     "mount",
     "file",
@@ -32,6 +32,7 @@ const HANDS: [&str; 32] = [
     "session",
     "supervise",
     "probe",
+    "ready",
     "log",
     "front",
     "serve",

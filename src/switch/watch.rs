@@ -9,8 +9,10 @@ use crate::run::{check_interrupted, poll_until};
 use crate::serve::Served;
 use crate::supervise::Position;
 
-/// Pause between two looks at a new session.
+/// Least pause between two looks at a new session.
 const LOOK: Duration = Duration::from_millis(250);
+/// How many times as long as a look a pause is, at least.
+const PAUSES: u32 = 4;
 /// Failed requests that are no reason to switch back: as many can come by chance.
 const TOLERATED: u64 = 5;
 /// Share of failed requests that is no reason, in percent; twice what was usual before is
@@ -46,11 +48,14 @@ impl Watch {
     /// Looks at the session for as long as it is to be watched. Fails as soon as a process
     /// has ended or does not answer, or more requests fail than before.
     pub(super) fn prove(&mut self, served: &Served<'_>, within: Duration) -> Result<()> {
-        let mut last = Instant::now();
+        let (mut last, mut pause) = (Instant::now(), LOOK);
         let looked = poll_until(within, || {
-            if last.elapsed() >= LOOK {
-                last = Instant::now();
+            if last.elapsed() >= pause {
+                let began = Instant::now();
                 self.look(served)?;
+                last = Instant::now();
+                // A command that shows readiness may cost as much as the process itself.
+                pause = LOOK.max((last - began) * PAUSES);
             }
             Ok(None::<()>)
         });

@@ -122,11 +122,16 @@ pub fn names(directory: &Path) -> BTreeSet<String> {
 }
 
 /// Processes that name a farm's root or live in it, or in a session: with their pids.
-/// Any others are none of farmctl's; the machine may be busy.
+/// Any others are none of farmctl's; the machine may be busy, also with tests in
+/// namespaces of their own (`scripts/killwalk`), where the host has another name.
 pub fn processes(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for pid in names(Path::new("/proc")).into_iter().filter(|name| name.parse::<u32>().is_ok()) {
         let process = Path::new("/proc").join(&pid);
+        let host = |process: &Path| fs::read_link(process.join("ns/uts")).ok();
+        if host(&process) != host(Path::new("/proc/self")) {
+            continue;
+        }
         let Ok(line) = fs::read(process.join("cmdline")) else { continue };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         let lives =
