@@ -320,6 +320,12 @@ pub struct Process {
     /// The command that `reload = "command"` runs, a line of sh like `command`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reload_command: Option<String>,
+    /// What `reload = "rolling"` runs before it stops the process, a line of sh like `command`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<String>,
+    /// What `reload = "rolling"` runs when the process serves again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admit: Option<String>,
     /// A command that checks the new code before a reload, a line of sh like `command`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<String>,
@@ -331,7 +337,8 @@ pub struct Process {
     pub stop: Stop,
 }
 
-/// How a process takes up new code: `"HUP"`, another signal's name, `"command"` or `"restart"`.
+/// How a process takes up new code: `"HUP"`, another signal's name, `"command"`, `"rolling"` or
+/// `"restart"`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Reload {
@@ -342,6 +349,9 @@ pub enum Reload {
     Signal(Signal),
     /// Run the process's `reload-command`.
     Command,
+    /// Have the balancer before it send it nothing, by `drain`; restart it; and have it sent
+    /// requests again, by `admit`, once it serves.
+    Rolling,
 }
 
 /// A signal by its name without `SIG`.

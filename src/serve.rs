@@ -345,33 +345,55 @@ impl Served<'_> {
         let position = supervisor.position(&session.name, &process.name)?;
         let pid = running(supervisor)?;
         let before = process::children(pid)?;
-        let by = match &process.reload {
-            Reload::Command => {
-                let call = [START_SCRIPT, "reload-command", &process.name];
-                schroot::enter(&session.name, "root", &call)
-                    .named(format!("reload-command of {}", process.name))
-                    .run()?;
-                "command".to_owned()
-            }
-            Reload::Restart => {
+        match &process.reload {
+            Reload::Command => self.run_beside("reload-command", process)?,
+            Reload::Restart => supervisor.restart(&session.name, &process.name)?,
+            Reload::Rolling => {
+                self.drain(process)?;
                 supervisor.restart(&session.name, &process.name)?;
-                "restart".to_owned()
             }
             Reload::Signal(signal) => {
                 process::send(pid, signal.number())?;
                 wait_for_new_workers(pid, &before, process, signal)?;
-                signal.name().to_owned()
             }
-        };
+        }
         self.wait_until_ready(process, &position)?;
+        if process.reload == Reload::Rolling {
+            self.run_beside("admit", process)?;
+        }
         let pid = running(supervisor)?;
         Ok(Reloaded {
             process: process.name.clone(),
-            by,
+            by: process.reload.clone(),
             pid,
             before,
             after: process::children(pid)?,
         })
+    }
+
+    /// Has the balancer before a process send it nothing more. If that fails, it is to send
+    /// it requests as before.
+    fn drain(&self, process: &Process) -> Result<()> {
+        self.run_beside("drain", process).hint_with(|| {
+            let admitted = match self.run_beside("admit", process) {
+                Ok(()) => "gets requests as before".to_owned(),
+                Err(error) => format!("may get no requests: {error:#}"),
+            };
+            format!("it was not restarted, and {admitted}")
+        })
+    }
+
+    /// Runs a command that the profile has beside a process's own. It may take as long as
+    /// the process to stop.
+    fn run_beside(&self, key: &str, process: &Process) -> Result<()> {
+        let within = process.stop.within.0.to_string();
+        schroot::enter(
+            &self.session.name,
+            "root",
+            &["timeout", &within, START_SCRIPT, key, &process.name],
+        )
+        .named(format!("{key} of {}", process.name))
+        .run()
     }
 }
 
@@ -381,8 +403,8 @@ impl Served<'_> {
 pub struct Reloaded {
     /// Process.
     pub process: String,
-    /// How: a signal's name, or `restart`.
-    pub by: String,
+    /// How, as the profile says it: a signal's name, `restart`, `command` or `rolling`.
+    pub by: Reload,
     /// Pid of the server.
     pub pid: u32,
     /// Its workers before.

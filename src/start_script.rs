@@ -75,6 +75,18 @@ fn settings(profile: &Profile) -> anyhow::Result<String> {
         profile,
     )?;
     text += &asides(
+        ("drain_process", "Has a balancer send a process no more requests."),
+        "drain",
+        |process| process.drain.as_deref(),
+        profile,
+    )?;
+    text += &asides(
+        ("admit_process", "Has a balancer send a process requests again."),
+        "admit",
+        |process| process.admit.as_deref(),
+        profile,
+    )?;
+    text += &asides(
         ("check_process", "Looks whether a process could take up its code."),
         "check",
         |process| process.check.as_deref(),
@@ -386,6 +398,16 @@ path = "/srv/small/spool"
 
         # Has a process take up its code.
         reload_by_command() {
+        	:
+        }
+
+        # Has a balancer send a process no more requests.
+        drain_process() {
+        	:
+        }
+
+        # Has a balancer send a process requests again.
+        admit_process() {
         	:
         }
 

@@ -45,6 +45,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             }
             let how = match &process.reload {
                 Reload::Restart => "restart the process".to_owned(),
+                Reload::Rolling => "drain, restart and admit the process".to_owned(),
                 Reload::Command => "run the process's reload-command".to_owned(),
                 Reload::Signal(signal) => format!("send SIG{} to the process", signal.name()),
             };
@@ -70,10 +71,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             context.ui.step(format!(
                 "{} {}: workers {} → {}",
                 reloaded.process,
-                if reloaded.by == "restart" {
-                    "restarted".to_owned()
-                } else {
-                    format!("got SIG{}", reloaded.by)
+                match reloaded.by {
+                    Reload::Restart => "restarted".to_owned(),
+                    Reload::Rolling => "drained, restarted and admitted".to_owned(),
+                    Reload::Command => "reloaded by its command".to_owned(),
+                    Reload::Signal(signal) => format!("got SIG{}", signal.name()),
                 },
                 pids(&reloaded.before),
                 pids(&reloaded.after)

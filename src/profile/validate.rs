@@ -288,20 +288,27 @@ fn check_process(place: &Place, process: &Process, profile: &Profile) -> Checked
     let command = place.key("command");
     simple_command(&command, &process.command)?;
     shell_template(&command, &process.command, profile)?;
-    match (&process.reload, &process.reload_command) {
-        (Reload::Command, None) => {
-            return Err(Problem::at(place.key("reload"), "there is no reload-command")
-                .hint("reload-command = \"nginx -s reload\""));
+    let beside = [
+        ("reload-command", &process.reload_command, Reload::Command, "nginx -s reload"),
+        ("drain", &process.drain, Reload::Rolling, "/srv/shop/balance drain web"),
+        ("admit", &process.admit, Reload::Rolling, "/srv/shop/balance ready web"),
+    ];
+    for (key, command, way, example) in beside {
+        match command {
+            None if process.reload == way => {
+                return Err(Problem::at(place.key("reload"), format!("there is no {key}"))
+                    .hint(format!("{key} = \"{example}\"")));
+            }
+            Some(_) if process.reload != way => {
+                return Err(Problem::at(place.key(key), "it is never run")
+                    .hint(format!("reload = \"{way}\" runs it")));
+            }
+            Some(command) => {
+                shell(&place.key(key), command)?;
+                shell_template(&place.key(key), command, profile)?;
+            }
+            None => {}
         }
-        (Reload::Command, Some(command)) => {
-            shell(&place.key("reload-command"), command)?;
-            shell_template(&place.key("reload-command"), command, profile)?;
-        }
-        (_, Some(_)) => {
-            return Err(Problem::at(place.key("reload-command"), "it is never run")
-                .hint("reload = \"command\" runs it"));
-        }
-        (_, None) => {}
     }
     if let Some(check) = &process.check {
         shell(&place.key("check"), check)?;

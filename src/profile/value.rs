@@ -93,11 +93,13 @@ impl TryFrom<String> for Reload {
         match text.as_str() {
             "restart" => return Ok(Self::Restart),
             "command" => return Ok(Self::Command),
+            "rolling" => return Ok(Self::Rolling),
             _ => {}
         }
         text.parse().map(Self::Signal).map_err(|_| {
             format!(
-                "{text:?} is not a way to reload; it is \"restart\", \"command\" or one of the signals {}",
+                "{text:?} is not a way to reload; it is \"restart\", \"command\", \"rolling\" or one of the \
+                 signals {}",
                 Signal::names()
             )
         })
@@ -115,6 +117,7 @@ impl fmt::Display for Reload {
         match self {
             Self::Restart => f.write_str("restart"),
             Self::Command => f.write_str("command"),
+            Self::Rolling => f.write_str("rolling"),
             Self::Signal(signal) => f.write_str(signal.name()),
         }
     }
@@ -283,8 +286,8 @@ mod tests {
         assert_eq!(Reload::try_from("restart".to_owned()), Ok(Reload::Restart));
         assert_eq!(
             Reload::try_from("SIGHUP".to_owned()),
-            Err("\"SIGHUP\" is not a way to reload; it is \"restart\", \"command\" or one of the signals \
-                 HUP, INT, QUIT, TERM, USR1, USR2, WINCH"
+            Err("\"SIGHUP\" is not a way to reload; it is \"restart\", \"command\", \"rolling\" or one \
+                 of the signals HUP, INT, QUIT, TERM, USR1, USR2, WINCH"
                 .to_owned())
         );
     }

@@ -153,20 +153,26 @@ reload_process() {
 	running "$1" || fail "$1 is not running"
 	"$0" check "$1" || fail "$1 is left as it is: its check failed"
 	ways_of "$1"
-	if [ "$reload" = restart ]; then
+	case $reload in
+	restart | rolling)
+		drain_process "$1"
 		stop_process "$1"
 		start_process "$1"
-	elif [ "$reload" = command ]; then
+		admit_process "$1"
+		;;
+	command)
 		reload_by_command "$1"
-	else
+		;;
+	*)
 		kill -s "$reload" "$pid"
 		say "$1 was sent SIG$reload, pid $pid"
-	fi
+		;;
+	esac
 }
 
 action=${1-}
 case $action in
-start | stop | restart | reload | reload-command | check | ready | status | run | job) ;;
+start | stop | restart | reload | reload-command | drain | admit | check | ready | status | run | job) ;;
 help | -h | --help)
 	usage
 	exit 0
@@ -263,14 +269,9 @@ reload-command)
 		reload_by_command "$process"
 	done
 	;;
-check)
+drain | admit | check | ready)
 	for process in $chosen; do
-		check_process "$process"
-	done
-	;;
-ready)
-	for process in $chosen; do
-		ready_process "$process"
+		"${action}_process" "$process"
 	done
 	;;
 status)

@@ -173,7 +173,7 @@ pub(super) fn render_process(
         command = command_line(command),
     );
     // One that is restarted would end the farmctl that restarts it.
-    if *reload != Reload::Restart {
+    if !matches!(reload, Reload::Restart | Reload::Rolling) {
         let line = farmctl.line(&["--quiet", "reload", app, process]);
         let _ = writeln!(text, "ExecReload={line}");
     }
