@@ -568,6 +568,29 @@ path = "/srv/shop/static"
     }
 
     #[test]
+    fn what_is_beside_a_process_goes_together() {
+        let reload = |with_what: &str| with("\"HUP\"", with_what);
+        insta::assert_snapshot!(reload("\"command\""), @r#"
+        error: line 18, column 10: "reload" in [[process]]: there is no reload-command
+        hint: reload-command = "nginx -s reload"
+        "#);
+        insta::assert_snapshot!(reload("\"rolling\"\ndrain = \"x\""), @r#"
+        error: line 18, column 10: "reload" in [[process]]: there is no admit
+        hint: admit = "/srv/shop/balance ready web"
+        "#);
+        insta::assert_snapshot!(reload("\"HUP\"\nadmit = \"x\""), @r#"
+        error: line 19, column 9: "admit" in [[process]]: it is never run
+        hint: reload = "rolling" runs it
+        "#);
+        let ready = |instead: &str| with("http = \"/\"", instead);
+        insta::assert_snapshot!(ready("http = \"/\", socket = true"), @r#"
+        error: line 19, column 9: "ready" in [[process]]: one of http, command and socket shows that a process serves
+        hint: ready = { http = "/" }
+        "#);
+        insta::assert_snapshot!(ready("socket = true, body = \"x\""), @r#"error: line 19, column 33: "body" in ready = { … } of [[process]]: only an answer to http has one"#);
+    }
+
+    #[test]
     fn files_have_one_source() {
         insta::assert_snapshot!(with("[[data]]", "[[file]]\npath = \"/etc/x\"\n[[data]]"), @r#"
         error: line 32, column 8: "path" in [[file]]: a file needs a template or a content
