@@ -599,7 +599,7 @@ mod tests {
     fn tools_inherit_nothing_and_read_nothing() {
         let env = Tool { name: "env", package: "coreutils" };
         let text = Invocation::of(&env).output().expect("env succeeds");
-        let mut names: Vec<_> = text.lines().flat_map(|line| line.split('=').next()).collect();
+        let mut names: Vec<_> = text.lines().filter_map(|line| line.split('=').next()).collect();
         names.sort_unstable();
         assert_eq!(names, ["HOME", "LC_ALL", "PATH"]);
         let text = Invocation::of(&SH).args(["-c", "cat; pwd"]).output();

@@ -90,12 +90,13 @@ fn words(all: &[&str]) -> Vec<String> {
 }
 
 /// Those that change something and are not here: `init` and `lock` publish one file, as
-/// `key-trust` does; `upgrade --confirm-within` is `upgrade` and `confirm`; `doctor --fix` is
-/// apt-get(8), `gc`, `tend` and one more file; `stop --preview` is a part of `stop`, and what
-/// `remove` does with one release or an environment a part of what it does with all; `shell`
-/// and the verbs that only look change nothing. LVM and systemd are for machines of their own
-/// (`vm/tests`).
-static VERBS: [Verb; 22] = [
+/// `key-trust` does; `upgrade NAME FILE` is `install` and then `upgrade`, and what was
+/// installed stays when it is killed between them; `upgrade --confirm-within` is `upgrade` and
+/// `confirm`; `doctor --fix` is apt-get(8), `gc`, `tend` and one more file; `stop --preview` is
+/// a part of `stop`, and what `remove` does with one release or an environment a part of what
+/// it does with all; `shell` and the verbs that only look change nothing. LVM and systemd are
+/// for machines of their own (`vm/tests`).
+static VERBS: [Verb; 21] = [
     Verb {
         name: "bootstrap",
         before: |_| (),
@@ -203,20 +204,6 @@ static VERBS: [Verb; 22] = [
         before: Field::serve,
         words: |_| words(&["upgrade", "shop", "1.1", "--watch", "1s"]),
         back: |field| field.ok(&["upgrade", "shop", "1.0", "--watch", "1s"]),
-        serves: true,
-        once: false,
-    },
-    Verb {
-        name: "upgrade-file",
-        before: |field| {
-            field.ok(&["install", word(&field.first)]);
-            field.ok(&["start", "shop"]);
-        },
-        words: |field| words(&["upgrade", "shop", word(&field.second), "--watch", "1s"]),
-        back: |field| {
-            field.ok(&["upgrade", "shop", "1.0", "--watch", "1s"]);
-            field.ok(&["remove", "shop", "--release", "1.1"]);
-        },
         serves: true,
         once: false,
     },
