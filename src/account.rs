@@ -3,10 +3,12 @@
 //! Their ids are 200000 and more, far above people and daemons: a baked uid of 1000 or
 //! 33 would be the host's administrator or nginx.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::fcntl::Flock;
 use nix::unistd::{Gid, Group, Uid, User};
 
 use crate::error::{Mark as _, refuse};
@@ -14,7 +16,7 @@ use crate::file;
 use crate::layout;
 use crate::node::FIRST_UID;
 use crate::place;
-use crate::run::{self, Invocation, Tool};
+use crate::run::{Invocation, Shield, Tool};
 
 const USERADD: Tool = Tool { name: "useradd", package: "passwd" };
 const USERDEL: Tool = Tool { name: "userdel", package: "passwd" };
@@ -25,7 +27,7 @@ pub const TOOLS: [&Tool; 4] = [&USERADD, &USERDEL, &GROUPADD, &GROUPDEL];
 
 /// What to type when the host's accounts cannot be changed.
 const MEND: &str = "pwck -r and grpck -r say whether the host's passwd and group are whole";
-/// How long another farmctl may take to make an account.
+/// How long another farmctl, or the tool of one that was killed, may take with an account.
 const LOCKED: Duration = Duration::from_secs(20);
 /// First id after those we give out: systemd's containers begin there
 /// (<https://systemd.io/UIDS-GIDS/>).
@@ -93,6 +95,7 @@ pub fn gid(app: &str) -> Result<u32> {
 /// be made.
 pub fn ensure(app: &str, first: u32, taken: &[u32]) -> Result<u32> {
     let name = layout::account(app);
+    let lock = hold()?;
     if let Some(uid) = find(app)? {
         if taken.contains(&uid) {
             return refuse(
@@ -102,19 +105,25 @@ pub fn ensure(app: &str, first: u32, taken: &[u32]) -> Result<u32> {
         }
         return Ok(uid);
     }
-    // useradd locks the files, but the number is chosen before: another root's farmctl may
-    // be choosing the same.
-    let _lock = place::hold(Path::new("/etc"), LOCKED)?;
     let uid = free_id(first.max(FIRST_UID), taken)?;
-    // A group of that name without the user is what an interrupted userdel leaves.
-    remove_group(&name)?;
-    groupadd(&name, uid).run().hint(MEND)?;
-    useradd(app, &name, uid).run().hint(MEND).inspect_err(|_| {
-        let _shield = run::Shield::raise();
+    let _shield = Shield::raise();
+    // A group of that name without the user is what a killed farmctl leaves.
+    remove_group(&name, &lock)?;
+    groupadd(&name, uid).holding(&lock)?.run().hint(MEND)?;
+    useradd(app, &name, uid).holding(&lock)?.run().hint(MEND).inspect_err(|_| {
         // The error of useradd says more than that of the tidying up.
-        drop(remove_group(&name));
+        drop(remove_group(&name, &lock));
     })?;
     Ok(uid)
+}
+
+/// Keeps other farmctls from the host's accounts: useradd locks the files, but the number is
+/// chosen before, and another root's farmctl may be choosing the same. The tools keep the
+/// lock, too, and go on to their end when farmctl is killed: they change one file after the
+/// other, and a user of passwd that shadow does not know, or the other way round, is more
+/// than farmctl could find and mend.
+fn hold() -> Result<Flock<File>> {
+    place::hold(Path::new("/etc"), LOCKED)
 }
 
 /// What [`ensure`] would run, as commands to paste; nothing for an account that is there.
@@ -143,9 +152,9 @@ fn useradd(app: &str, name: &str, uid: u32) -> Invocation {
         .args(["--comment", &format!("farmctl application {app}"), name])
 }
 
-fn remove_group(name: &str) -> Result<()> {
+fn remove_group(name: &str, lock: &File) -> Result<()> {
     if Group::from_name(name).with_context(|| format!("looking up group {name}"))?.is_some() {
-        Invocation::of(&GROUPDEL).arg(name).run().hint(MEND)?;
+        Invocation::of(&GROUPDEL).arg(name).holding(lock)?.run().hint(MEND)?;
     }
     Ok(())
 }
@@ -156,14 +165,17 @@ fn remove_group(name: &str) -> Result<()> {
 /// When it cannot be an application's, or processes still run as it.
 pub fn remove(app: &str) -> Result<()> {
     let name = layout::account(app);
+    let lock = hold()?;
+    let _shield = Shield::raise();
     if find(app)?.is_some() {
         Invocation::of(&USERDEL)
             .arg(&name)
+            .holding(&lock)?
             .run()
             .hint(format!("ps -u {name}: end what still runs as it"))?;
     }
     // userdel(8) removes the group as well, unless login.defs says otherwise.
-    remove_group(&name)
+    remove_group(&name, &lock)
 }
 
 fn free_id(first: u32, taken: &[u32]) -> Result<u32> {

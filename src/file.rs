@@ -1,34 +1,82 @@
 //! Files that are whole or not there.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use tempfile::TempPath;
+
+use crate::process;
+
+/// What stands between a name and the number of the farmctl that publishes it, in the name of
+/// a temporary.
+const PUBLISHER: &str = ".farmctl-";
 
 /// Puts `contents` at `path` in one atomic act: a temporary file beside it, synced,
 /// renamed over it, and the directory synced. The temporary's name begins with a dot,
-/// which schroot, nginx and run-parts(8) pass over.
+/// which schroot, nginx and run-parts(8) pass over, and ends with the number of this
+/// process: what a killed farmctl leaves is told by it, here and by `gc`.
 ///
 /// # Errors
 /// When the directory cannot be written; `path` is then as it was.
 pub fn publish(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let write = || -> std::io::Result<()> {
-        let mut temporary = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .permissions(fs::Permissions::from_mode(mode))
-            .tempfile_in(directory)?;
-        temporary.write_all(contents)?;
+    let write = || -> Result<()> {
+        let temporary = temporary(path)?;
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.write_all(contents)?;
         // The umask may have narrowed the mode given at creation.
-        temporary.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-        temporary.as_file().sync_all()?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.sync_all()?;
         temporary.persist(path)?;
-        File::open(directory)?.sync_all()
+        Ok(File::open(directory_of(path))?.sync_all()?)
     };
     write().with_context(|| format!("writing {}", path.display()))
+}
+
+/// A name beside `path` that is removed unless it is persisted. Those that killed farmctls
+/// left of the same path go.
+fn temporary(path: &Path) -> Result<TempPath> {
+    let directory = directory_of(path);
+    let prefix = format!(".{}{PUBLISHER}", path.file_name().unwrap_or_default().to_string_lossy());
+    let own = format!("{prefix}{}", std::process::id());
+    for name in names_in(directory)? {
+        if name == own || name.starts_with(&prefix) && is_abandoned(&name) {
+            remove(&directory.join(name))?;
+        }
+    }
+    Ok(TempPath::try_from_path(directory.join(own))?)
+}
+
+/// What killed farmctls left in a directory, and in those beneath it so many floors down,
+/// of files and links that were about to be published. Nothing there is fine.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub fn unpublished(directory: &Path, floors: usize) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for name in names_in(directory)? {
+        let path = directory.join(&name);
+        if is_abandoned(&name) {
+            found.push(path);
+        } else if floors > 0 && fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
+            found.extend(unpublished(&path, floors - 1)?);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a name is that of a temporary whose farmctl is gone.
+fn is_abandoned(name: &str) -> bool {
+    let number = name.strip_prefix('.').and_then(|name| name.rsplit_once(PUBLISHER));
+    let number = number.and_then(|(_, number)| number.parse().ok());
+    number.is_some_and(|pid| !process::is_farmctl(pid))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
 }
 
 /// Like [`publish`], unless that is what is there; answers whether it was not.
@@ -48,13 +96,10 @@ pub fn publish_if_new(path: &Path, text: &str, mode: u32) -> Result<bool> {
 /// # Errors
 /// When the directory cannot be written.
 pub fn link(target: &Path, path: &Path) -> Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = directory.join(format!(".{name}.{}", std::process::id()));
-    let make = || -> std::io::Result<()> {
-        remove(&temporary)?;
+    let make = || -> Result<()> {
+        let temporary = temporary(path)?;
         std::os::unix::fs::symlink(target, &temporary)?;
-        fs::rename(&temporary, path)
+        Ok(temporary.persist(path)?)
     };
     make().with_context(|| format!("linking {} to {}", path.display(), target.display()))
 }
@@ -127,7 +172,7 @@ pub fn sync(path: &Path) -> Result<()> {
     File::open(path)
         .and_then(|file| file.sync_all())
         .with_context(|| format!("syncing {}", path.display()))?;
-    sync_directory(path.parent().unwrap_or(Path::new("/")))
+    sync_directory(directory_of(path))
 }
 
 /// Makes a rename in this directory last.
@@ -138,4 +183,31 @@ pub fn sync_directory(directory: &Path) -> Result<()> {
     File::open(directory)
         .and_then(|directory| directory.sync_all())
         .with_context(|| format!("syncing {}", directory.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_farmctl_was_about_to_publish_is_told_from_what_another_one_is() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| root.path().join(name);
+        // The number of no process: beyond the largest (proc(5), pid_max).
+        let (dead, alive) = (".a.farmctl-4194305", format!(".a.farmctl-{}", std::process::id()));
+        for name in [dead, &alive, ".b.farmctl-4194305", "a.farmctl-4194305", ".a.farmctl-x"] {
+            fs::write(path(name), "").expect("there is room");
+        }
+        let found = unpublished(root.path(), 0).expect("it can be read");
+        assert_eq!(found, [path(dead), path(".b.farmctl-4194305")]);
+        assert_eq!(unpublished(&path("none"), 1).expect("it is fine").len(), 0);
+
+        publish(&path("a"), b"text", 0o640).expect("there is room");
+        link(Path::new("a"), &path("b")).expect("there is room");
+        let names = names_in(root.path()).expect("it can be read");
+        assert_eq!(names, [".a.farmctl-x", "a", "a.farmctl-4194305", "b"]);
+        assert_eq!(fs::read_to_string(path("b")).expect("it leads to it"), "text");
+        let mode = fs::metadata(path("a")).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o640);
+    }
 }

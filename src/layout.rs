@@ -123,6 +123,18 @@ impl Layout {
         self.environments().join(format!("{name}.json"))
     }
 
+    /// Directories in which files and links are published, our own and others', and how many
+    /// floors beneath each.
+    #[must_use]
+    pub fn published(&self) -> Vec<(PathBuf, usize)> {
+        let trees = [self.root.join("etc/farmctl"), self.apps(), self.environments()];
+        let more = [self.state().join("trust"), self.supervisor(), self.front()];
+        let others = [SYSTEMD_UNITS, SCHROOT_CHROOTS, SCHROOT_PROFILE, SCHROOT_SETUP];
+        let others = others.into_iter().chain([NGINX_AVAILABLE, NGINX_ENABLED]).map(PathBuf::from);
+        let trees = trees.into_iter().chain(more).map(|tree| (tree, 3));
+        trees.chain(others.chain([self.state()]).map(|directory| (directory, 0))).collect()
+    }
+
     /// Directory of the records of unfinished transactions.
     #[must_use]
     pub fn transactions(&self) -> PathBuf {

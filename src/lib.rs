@@ -21,7 +21,8 @@
 //!    state, then delete.
 //! 3. **Rubbish is what an unfinished transaction of this node left.** Before a recipe
 //!    makes something, it writes the thing down ([`node::Transaction::intend`]); a
-//!    failing recipe and `gc` remove it by the same code ([`undo`]). What state does not
+//!    failing recipe and `gc` remove it by the same code ([`undo`]). So is the temporary of
+//!    a file whose farmctl is gone ([`file::unpublished`]). What state does not
 //!    know but is whole is an orphan: reported, removed only when asked. Data
 //!    directories are never rubbish.
 //! 4. **What must vanish always is a guard** ([`mount::Mount`], [`node::Lock`]); what

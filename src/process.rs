@@ -23,6 +23,13 @@ pub fn is_alive(pid: u32) -> bool {
     stat_field(pid, 0).is_some_and(|state| state != "Z" && state != "X")
 }
 
+/// Whether the process is there and called farmctl.
+#[must_use]
+pub fn is_farmctl(pid: u32) -> bool {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.starts_with("farmctl") && is_alive(pid)
+}
+
 /// When the process was started, in clock ticks since boot: with its pid, its identity.
 #[must_use]
 pub fn started(pid: u32) -> Option<u64> {

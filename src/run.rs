@@ -3,10 +3,12 @@
 //! Every external program is a [`Tool`], declared with the Debian package that
 //! provides it and looked up in a fixed list of directories, never `$PATH`. It gets a
 //! fixed environment (`LC_ALL=C.UTF-8`, nothing inherited), no standard input, and
-//! dies with farmctl (`setpriv --pdeathsig`), so that no tool outlives a killed run.
+//! dies with farmctl (`setpriv --pdeathsig`), so that no tool outlives a killed run but
+//! those that must not stop halfway ([`Invocation::surviving`], [`Invocation::holding`]).
 //! SIGINT and SIGTERM end the running tool and surface as an error that unwinds.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Read as _;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd as _;
@@ -160,6 +162,8 @@ enum Input {
     Nothing,
     Text(String),
     Terminal,
+    /// A lock, which nobody reads.
+    Held(Arc<File>),
 }
 
 /// One call of a tool, ready to be shown or made.
@@ -268,6 +272,17 @@ impl Invocation {
     pub fn surviving(mut self) -> Self {
         self.survives = true;
         self
+    }
+
+    /// Lets the tool outlive farmctl and keep `lock` until its own end: for what changes
+    /// files of others in more than one step. Who has the lock next finds all of it done.
+    ///
+    /// # Errors
+    /// When this process has no descriptor left.
+    pub fn holding(mut self, lock: &File) -> Result<Self> {
+        self.input = Input::Held(Arc::new(lock.try_clone().context("sharing a lock")?));
+        self.survives = true;
+        Ok(self)
     }
 
     /// The call as it could be pasted into a shell.
@@ -403,8 +418,11 @@ impl Invocation {
                 command.env("TERM", term);
             }
         } else {
-            let stdin =
-                if matches!(self.input, Input::Text(_)) { Stdio::piped() } else { Stdio::null() };
+            let stdin = match &self.input {
+                Input::Text(_) => Stdio::piped(),
+                Input::Held(lock) => lock.try_clone().context("sharing a lock")?.into(),
+                Input::Nothing | Input::Terminal => Stdio::null(),
+            };
             command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
             // A group of its own: Ctrl-C reaches farmctl alone, which then ends the group.
             command.process_group(0);
@@ -598,6 +616,28 @@ mod tests {
         assert_eq!(own.stdout, "began\n");
         let anothers = of(1).expect("sh can be started");
         assert_eq!((anothers.stdout.as_str(), anothers.status.code()), ("", Some(1)));
+    }
+
+    #[test]
+    fn a_lock_is_held_until_the_tool_that_has_it_ends() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let pipe = directory.path().join("pipe");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("there is room");
+        let hold = || crate::place::hold(directory.path(), Duration::ZERO);
+        let lock = File::open(directory.path()).expect("it is there");
+        let called = |tool: &Tool, words: &[&str]| {
+            Invocation::of(tool).args(words).holding(&lock).expect("a descriptor is left")
+        };
+        let flock = Tool { name: "flock", package: "util-linux" };
+        called(&flock, &["--nonblock", "0"]).run().expect("nobody has it");
+        let script = format!("read line < {}", quote(&pipe.display().to_string()));
+        let mut tool = called(&SH, &["-c", &script]).spawn().expect("sh can be started");
+        // As the kernel closes it when farmctl is killed.
+        drop(lock);
+        assert!(hold().is_err());
+        std::fs::write(&pipe, "\n").expect("it is read");
+        assert!(tool.wait().expect("it is our child").success());
+        drop(hold().expect("nobody has it any more"));
     }
 
     #[test]

@@ -327,6 +327,7 @@ impl Served<'_> {
     pub fn reload(&self, process: &Process) -> Result<Reloaded> {
         let Self { app, session, supervisor, .. } = *self;
         let running = |supervisor: &dyn Supervise| -> Result<u32> {
+            supervisor.check_watched(&session.name)?;
             let states = supervisor.states(&session.name)?;
             let pid = states
                 .iter()

@@ -370,6 +370,8 @@ impl Ending<'_> {
             app = back;
         }
         if app.confirm_by.is_some() {
+            // As at the end of [`to_release`].
+            front::set_backup(self.node.layout(), &session.name, None)?;
             return Ok(app);
         }
         self.end_standby(app, STOOD_BY)

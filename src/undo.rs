@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 
@@ -187,6 +187,18 @@ pub fn rubbish(node: &Node, transaction: &Transaction) -> Result<Vec<Object>> {
         objects.push(work);
     }
     Ok(objects)
+}
+
+/// Files and links that killed farmctls were about to publish where this node's are.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub fn unpublished(node: &Node) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for (directory, floors) in node.layout().published() {
+        found.extend(file::unpublished(&directory, floors)?);
+    }
+    Ok(found)
 }
 
 fn layout_work(node: &Node, transaction: &Transaction) -> Object {

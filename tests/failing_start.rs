@@ -18,6 +18,10 @@ mod tiny;
 
 use std::fs;
 use std::net::TcpListener;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use common::{FARMCTL, Farm, Ran, called, run, tool};
 use picture::Picture;
@@ -168,6 +172,90 @@ fn a_process_whose_port_is_taken_is_shown_with_its_words() {
     let error = ran.error();
     assert!(error.contains("process web: it ends as soon as it is started"), "{error}");
     assert!(error.contains("Address already in use"), "{error}");
+}
+
+#[test]
+fn a_process_whose_socket_is_taken_is_shown_with_its_words() {
+    let farm = Farm::new();
+    let out = farm.root().join("out");
+    fs::create_dir_all(&out).expect("there is room");
+    let server = |name: &str| {
+        format!(
+            "[[file]]\npath = \"/etc/{name}.conf\"\ncontent = \"\"\"\npid /tmp/{name}.pid; error_log stderr;\n\
+             events {{}}\nhttp {{ access_log off; client_body_temp_path /tmp/b; proxy_temp_path /tmp/p;\n\
+             fastcgi_temp_path /tmp/f; uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s;\n\
+             server {{ listen {{{{ listen.web }}}}; }} }}\n\"\"\"\n"
+        )
+    };
+    // The second one begins when the first has its socket, and means to have the same.
+    let rest = format!(
+        "{}{}[[process]]\nname = \"web\"\ncommand = \"nginx -e stderr -c /etc/web.conf -g 'daemon off;'\"\n\
+         [[process]]\nname = \"twin\"\nready = {{ http = \"/\", within = \"4s\" }}\n\
+         command = \"sh -c \\\"until [ -S $SOCKETS/*.web.sock ]; do :; done; exec nginx -e stderr -c /etc/twin.conf -g 'daemon off;'\\\"\"\n",
+        server("web"),
+        server("twin"),
+    );
+    let rest = rest.replace("$SOCKETS", "/run/farmctl/sockets");
+    let tarball =
+        tiny::Tiny::new(&tiny::profile("shop", "1.0", &rest)).with("/usr/sbin/nginx").pack(&out);
+    farm.run(&["install", word(&tarball)]).ok();
+    let ran = fails_to_start("socket taken", &farm);
+    let error = masked(ran.error(), &farm);
+    // nginx tries for seconds, and supervisord starts it again.
+    let start = "starting shop 1.0: process twin: it is not ready after 4 s: ";
+    assert!(error.starts_with(start), "{error}");
+    let taken = "bind() to unix:/run/farmctl/sockets/fs-shop-ID.web.sock failed (98: ";
+    assert!(error.contains(taken), "{error}");
+    assert_eq!(ran.hint(), "farmctl logs shop shows all of its output");
+}
+
+/// Ends the farm's supervisord and waits until it is gone.
+fn end_supervisor(farm: &Farm, signal: Signal) {
+    let file = farm.root().join("run/farmctl/supervisord.pid");
+    let pid = fs::read_to_string(file).expect("it runs").trim().parse().expect("it is a number");
+    kill(Pid::from_raw(pid), signal).expect("it runs");
+    let argument = format!("--configuration={}", farm.root().display());
+    common::wait_for("supervisord ends", Duration::from_secs(20), || !runs(&argument));
+}
+
+/// Killed, it leaves its processes behind; ended, it ends them first.
+#[test]
+fn a_supervisor_that_has_ended_is_started_again() {
+    let farm = Farm::new();
+    install(&farm, &SLEEP.replace("\ncommand", "\nreload = \"HUP\"\ncommand"));
+    farm.run(&["start", "shop"]).ok();
+    let error = "supervisord does not run: nothing looks after the processes of shop";
+    let one_runs = || {
+        assert_eq!(farm.state_of("shop"), "running");
+        let all = common::processes(farm.root());
+        assert_eq!(all.iter().filter(|it| it.contains("sleep 86017")).count(), 1, "{all:?}");
+    };
+    for (signal, mending) in
+        [(Signal::SIGKILL, &["tend"][..]), (Signal::SIGTERM, &["start", "shop"])]
+    {
+        end_supervisor(&farm, signal);
+        let status = farm.run(&["status", "shop"]);
+        assert_eq!(status.code, 3, "{}", status.stdout);
+        assert!(status.stdout.contains("farmctl start shop brings it back"), "{}", status.stdout);
+        for verb in ["reload", "restart"] {
+            let ran = farm.run(&[verb, "shop"]);
+            let ran = mistake::met(&format!("supervisor stopped, {verb}"), &farm, ran, 1, || ());
+            let doing = format!("{verb}ing shop: ");
+            says(&ran, &farm, &format!("{doing}{error}"), "farmctl start shop");
+        }
+        let ran = farm.run(mending).ok();
+        let words = masked(ran.stderr.trim_end(), &farm);
+        mistake::row(&format!("supervisor stopped, {}", mending[0]), "0", "none", &words);
+        one_runs();
+        farm.assert_clean();
+    }
+    // What switches to another session has it run there.
+    end_supervisor(&farm, Signal::SIGKILL);
+    let out = farm.root().join("out");
+    let newer = tiny::tarball(&tiny::profile("shop", "1.1", SLEEP), &out);
+    farm.run(&["upgrade", "shop", word(&newer), "--watch", "1s"]).ok();
+    one_runs();
+    farm.assert_clean();
 }
 
 #[test]

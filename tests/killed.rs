@@ -2,11 +2,12 @@
 //! something, once at each; then `gc` runs (and `tend`, for what serves), and everything is
 //! as before or as after, a second `gc` finds nothing, and the verb typed again succeeds.
 //!
-//! Two walks. *Own calls*: strace(1) kills farmctl at exactly its Nth call out of [`CALLS`],
-//! in all of its threads (`--follow-forks`) and in none of the programs it starts
-//! (`--detach-on=execve`): those have states of their own, met in the second walk. Calls that
-//! fill one volume are all alike to `gc`, which removes the volume as a whole: of each run of
-//! these the first, the last and a few between are taken. *Tools*: farmctl is killed while
+//! Two walks. *Own calls*: strace(1) kills farmctl before each of its calls out of [`CALLS`]
+//! (it counts those of each name on their own), and none of the programs it starts
+//! (`--detach-on=execve`): those have states of their own, met in the second walk. After a call
+//! that changed nothing all is as before it: such are left out. Calls that fill one volume are
+//! all alike to `gc`, which removes the volume as a whole: of each run of these the first, the
+//! last and a few between are taken. *Tools*: farmctl is killed while
 //! one of the programs it has started (schroot and its scripts, mount, btrfs, useradd, tar)
 //! has just made its Nth change, over all of them in the order of time. What farmctl started
 //! directly dies with it, by `PR_SET_PDEATHSIG`; what that has started goes on, as it would.
@@ -50,14 +51,14 @@ use shop::Shop;
 use signal::{runs, word};
 use tiny::Tiny;
 
-/// Calls that change what outlives a process: names, attributes, sizes, contents and that
-/// these are on the disk, mounts, locks, sockets, and processes. A file is made by an open(2),
-/// which most often only reads and is left out: what follows it at once is here.
+/// Calls that change what outlives a process: names, attributes, sizes, contents, mounts,
+/// sockets, and processes. A file is made by an open(2), which most often only reads and is
+/// left out: what follows it at once is here.
 const CALLS: &str = "?rename,?renameat,?renameat2,?unlink,?unlinkat,?rmdir,?mkdir,?mkdirat,\
     ?symlink,?symlinkat,?link,?linkat,?mknod,?mknodat,?mount,?umount2,?chmod,?fchmod,?fchmodat,\
     ?chown,?lchown,?fchown,?fchownat,?truncate,?ftruncate,?fallocate,?utimensat,?setxattr,\
-    ?lsetxattr,?fsetxattr,?removexattr,?write,?pwrite64,?fsync,?fdatasync,?syncfs,?flock,?ioctl,\
-    ?bind,?unshare,?kill,?clone,?clone3,?vfork";
+    ?lsetxattr,?fsetxattr,?removexattr,?write,?pwrite64,?ioctl,?bind,?kill,\
+    ?clone,?clone3,?vfork";
 /// The same of its tools, without what says nothing about the machine.
 const TOOL_CALLS: &str = "?rename,?renameat,?renameat2,?unlink,?unlinkat,?rmdir,?mkdir,?mkdirat,\
     ?symlink,?symlinkat,?link,?linkat,?mknod,?mknodat,?mount,?umount2,?chmod,?fchmod,?fchmodat,\
@@ -80,19 +81,29 @@ struct Verb {
     back: fn(&Field),
     /// Whether `tend` finishes its work.
     serves: bool,
+    /// Whether it is refused, or does something else, when it has been done already.
+    once: bool,
 }
 
 fn words(all: &[&str]) -> Vec<String> {
     all.iter().map(|word| (*word).to_owned()).collect()
 }
 
-static VERBS: [Verb; 20] = [
+/// Those that change something and are not here: `init` and `lock` publish one file, as
+/// `key-trust` does; `upgrade NAME FILE` is `install` and then `upgrade`, and what was
+/// installed stays when it is killed between them; `upgrade --confirm-within` is `upgrade` and
+/// `confirm`; `doctor --fix` is apt-get(8), `gc`, `tend` and one more file; `stop --preview` is
+/// a part of `stop`, and what `remove` does with one release or an environment a part of what
+/// it does with all; `shell` and the verbs that only look change nothing. LVM and systemd are
+/// for machines of their own (`vm/tests`).
+static VERBS: [Verb; 21] = [
     Verb {
         name: "bootstrap",
         before: |_| (),
         words: |field| words(&["bootstrap", word(&field.profile)]),
         back: |field| field.ok(&["remove", "--environment", "tiny"]),
         serves: false,
+        once: false,
     },
     Verb {
         name: "bake",
@@ -100,6 +111,7 @@ static VERBS: [Verb; 20] = [
         words: |field| words(&["bake", word(&field.profile), "--output", word(&field.out)]),
         back: |field| fs::remove_file(field.baked()).expect("it was baked"),
         serves: false,
+        once: false,
     },
     Verb {
         name: "sign",
@@ -110,6 +122,7 @@ static VERBS: [Verb; 20] = [
         words: |field| words(&["sign", word(&field.unsigned())]),
         back: Field::spare,
         serves: false,
+        once: false,
     },
     Verb {
         name: "key-generate",
@@ -121,6 +134,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["key", "generate"]),
         back: Field::forget_key,
         serves: false,
+        once: true,
     },
     Verb {
         name: "key-trust",
@@ -132,6 +146,7 @@ static VERBS: [Verb; 20] = [
         words: |field| words(&["key", "trust", &field.key()]),
         back: Field::distrust,
         serves: false,
+        once: false,
     },
     Verb {
         name: "key-forget",
@@ -139,9 +154,10 @@ static VERBS: [Verb; 20] = [
             field.ok(&["key", "generate"]);
             field.ok(&["key", "trust", &field.key()]);
         },
-        words: |field| words(&["key", "forget", &field.trusted(), "--take-unsigned"]),
+        words: |field| words(&["key", "forget", &field.key_number()]),
         back: |field| field.ok(&["key", "trust", &field.key()]),
         serves: false,
+        once: true,
     },
     Verb {
         name: "install",
@@ -149,6 +165,7 @@ static VERBS: [Verb; 20] = [
         words: |field| words(&["install", word(&field.first)]),
         back: |field| field.ok(&["remove", "shop"]),
         serves: false,
+        once: false,
     },
     Verb {
         name: "remove",
@@ -156,6 +173,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["remove", "shop"]),
         back: |field| field.ok(&["install", word(&field.first)]),
         serves: false,
+        once: false,
     },
     Verb {
         name: "start",
@@ -163,6 +181,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["start", "shop"]),
         back: |field| field.ok(&["stop", "shop"]),
         serves: true,
+        once: false,
     },
     Verb {
         name: "reload",
@@ -170,6 +189,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["reload", "shop"]),
         back: |_| (),
         serves: true,
+        once: false,
     },
     Verb {
         name: "restart",
@@ -177,6 +197,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["restart", "shop"]),
         back: |_| (),
         serves: true,
+        once: false,
     },
     Verb {
         name: "upgrade",
@@ -184,6 +205,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["upgrade", "shop", "1.1", "--watch", "1s"]),
         back: |field| field.ok(&["upgrade", "shop", "1.0", "--watch", "1s"]),
         serves: true,
+        once: false,
     },
     Verb {
         name: "rollback",
@@ -194,6 +216,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["rollback", "shop", "--watch", "1s"]),
         back: |field| field.ok(&["rollback", "shop", "--watch", "1s"]),
         serves: true,
+        once: true,
     },
     Verb {
         name: "confirm",
@@ -207,6 +230,7 @@ static VERBS: [Verb; 20] = [
             field.wait_for_confirmation();
         },
         serves: true,
+        once: false,
     },
     Verb {
         name: "preview",
@@ -214,6 +238,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["upgrade", "shop", "1.1", "--preview"]),
         back: |field| field.ok(&["stop", "shop", "--preview"]),
         serves: true,
+        once: false,
     },
     Verb {
         name: "stop",
@@ -221,6 +246,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["stop", "shop"]),
         back: |field| field.ok(&["start", "shop"]),
         serves: true,
+        once: false,
     },
     Verb {
         name: "tend",
@@ -231,6 +257,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["tend"]),
         back: Field::cut,
         serves: true,
+        once: false,
     },
     Verb {
         name: "gc",
@@ -241,6 +268,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["gc"]),
         back: Field::leave_rubbish,
         serves: false,
+        once: false,
     },
     Verb {
         name: "storage-init",
@@ -248,6 +276,18 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["storage", "init", "--backend", "btrfs", "--size", "1G"]),
         back: |field| field.ok(&["storage", "remove"]),
         serves: false,
+        once: false,
+    },
+    Verb {
+        name: "storage-attach",
+        before: |field| {
+            field.ok(&["storage", "init", "--backend", "btrfs", "--size", "1G"]);
+            field.detach();
+        },
+        words: |_| words(&["storage", "attach"]),
+        back: Field::detach,
+        serves: false,
+        once: false,
     },
     Verb {
         name: "storage-remove",
@@ -255,6 +295,7 @@ static VERBS: [Verb; 20] = [
         words: |_| words(&["storage", "remove"]),
         back: |field| field.ok(&["storage", "init", "--backend", "btrfs", "--size", "1G"]),
         serves: false,
+        once: false,
     },
 ];
 
@@ -263,6 +304,15 @@ static VERBS: [Verb; 20] = [
 enum Backend {
     Directory,
     Btrfs,
+}
+
+impl Backend {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Directory => "directory",
+            Self::Btrfs => "btrfs",
+        }
+    }
 }
 
 /// A btrfs for all volumes, in a file.
@@ -319,7 +369,7 @@ impl Field {
         fs::write(profile.join("profile.toml"), &text).expect("there is room");
         // Another vhost, so that there is more to publish.
         let second = Shop { front: "max-body-mib = 17", ..Shop::new("1.1") };
-        let (first, second) = (Shop::new("1.0").pack(&farm), second.pack(&farm));
+        let (first, second) = (packed(&Shop::new("1.0"), &farm), packed(&second, &farm));
         let cache = root.join("cache");
         let field = Self { farm, verb, cache, profile, out, first, second, disk };
         if ["bootstrap", "bake"].contains(&verb.name) {
@@ -408,8 +458,19 @@ impl Field {
 
     /// Leaves what a killed install leaves.
     fn leave_rubbish(&self) {
-        let ran = self.killed(&words(&["install", word(&self.first)]), 60);
+        let halfway = Point { call: "fchownat".to_owned(), nth: 30 };
+        let ran = self.killed(&words(&["install", word(&self.first)]), &halfway);
         assert_eq!(ran.code, -1, "{}", ran.stderr);
+    }
+
+    /// Leaves storage in a file as a reboot does.
+    fn detach(&self) {
+        tool("umount", &[word(&self.farm.state("volumes"))]);
+        let all = tool("losetup", &["--list", "--noheadings", "--output", "NAME,BACK-FILE"]);
+        let root = self.farm.root().display().to_string();
+        for line in all.lines().filter(|line| line.contains(&root)) {
+            tool("losetup", &["--detach", line.split(' ').next().expect("it has a name")]);
+        }
     }
 
     fn baked(&self) -> PathBuf {
@@ -440,11 +501,11 @@ impl Field {
         self.run(&["key", "show"]).ok().stdout.lines().last().expect("it has one").to_owned()
     }
 
-    /// The id of the key that is trusted.
-    fn trusted(&self) -> String {
-        let names = common::names(&self.etc("keys.d"));
-        let name = names.first().expect("one is trusted");
-        name.split('.').next().expect("it has a name").to_owned()
+    /// The key's number.
+    fn key_number(&self) -> String {
+        let shown = self.run(&["key", "show"]).ok().stdout;
+        let comment = shown.lines().next().and_then(|line| line.rsplit(' ').next());
+        comment.expect("it has one").to_owned()
     }
 
     fn distrust(&self) {
@@ -457,17 +518,19 @@ impl Field {
         Picture::of(self.farm.root())
     }
 
-    /// Runs the words and kills farmctl before its call of this number.
-    fn killed(&self, words: &[String], number: usize) -> Ran {
-        let inject = format!("inject={CALLS}:signal=KILL:when={number}");
-        let strace = ["-f", "-qq", "-b", "execve", "-o", "/dev/null", "-e", &inject, FARMCTL];
+    /// Runs the words and kills farmctl before this call.
+    fn killed(&self, words: &[String], point: &Point) -> Ran {
+        let Point { call, nth } = point;
+        let (trace, inject) =
+            (format!("trace={call}"), format!("inject={call}:signal=KILL:when={nth}"));
+        let strace = ["-f", "-qq", "-b", "execve", "-o", "/dev/null", "-e", &trace, "-e", &inject];
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        run(self.command("strace", &strace, &words))
+        run(self.command("strace", &[&strace[..], &[FARMCTL]].concat(), &words))
     }
 
-    /// Runs the verb, and answers at which of its own calls it is to be killed, how many it
-    /// made, and how many of them not in its first thread.
-    fn own_points(&self) -> (Vec<usize>, usize, usize) {
+    /// Runs the verb, and answers before which of its own calls it is to be killed, how many
+    /// it made, and how many of them not in its first thread.
+    fn own_points(&self) -> (Vec<Point>, usize, usize) {
         let trace = self.farm.root().join("trace");
         let trace_calls = format!("trace={CALLS}");
         let strace =
@@ -481,8 +544,8 @@ impl Field {
             text.lines().filter(began).filter_map(|line| line.split_once(' ')).collect();
         let first = lines.first().expect("a verb changes something").0;
         let own: Vec<&str> =
-            lines.iter().filter(|(pid, _)| *pid == first).map(|(_, call)| *call).collect();
-        (sampled(&own), own.len(), lines.len() - own.len())
+            lines.iter().filter(|(pid, _)| *pid == first).map(|(_, call)| call.trim()).collect();
+        (points(&own), own.len(), lines.len() - own.len())
     }
 
     /// Runs the verb and kills farmctl when its tools have made so many changes. Answers how
@@ -514,10 +577,13 @@ impl Field {
                 killed = kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok();
             }
         }
-        // Lets go of daemons.
+        // Lets go of daemons. A vfork(2) at that moment has strace wait without end.
         let pid = i32::try_from(child.id()).expect("a pid fits pid_t");
         kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it has not been waited for");
-        drop(child.wait());
+        if !poll(Duration::from_secs(2), || matches!(child.try_wait(), Ok(Some(_)))) {
+            drop(child.kill());
+            drop(child.wait());
+        }
         // What its tools have started goes on to its end.
         let busy =
             || ["/schroot/setup.d/", "schroot -", "useradd", "userdel"].iter().any(|it| runs(it));
@@ -547,6 +613,9 @@ impl Field {
                 if one.len() <= other.len() { ("before", one) } else { ("after", other) };
             return Err(format!("it is not as {than}:\n{}", changes.join("\n")));
         }
+        if self.verb.once && now == *after {
+            return Ok(());
+        }
         let typed = self.typed();
         ended(&typed.iter().map(String::as_str).collect::<Vec<_>>())?;
         if !poll(Duration::from_secs(3), || self.picture() == *after) {
@@ -563,6 +632,21 @@ impl Field {
     }
 }
 
+/// A tarball of the shop, compressed once for each build of the program.
+fn packed(shop: &Shop<'_>, farm: &Farm) -> PathBuf {
+    let kept = common::kept().join(format!("killed-{}", shop.version));
+    if let Some(name) = common::names(&kept).first() {
+        let tarball = farm.root().join(name);
+        fs::copy(kept.join(name), &tarball).expect("there is room");
+        return tarball;
+    }
+    let tarball = shop.pack(farm);
+    fs::create_dir_all(&kept).expect("there is room");
+    let name = tarball.file_name().expect("it has a name");
+    fs::copy(&tarball, kept.join(name)).expect("there is room");
+    tarball
+}
+
 /// Waits until `look` holds; answers whether it did in time.
 #[expect(clippy::disallowed_methods, reason = "the pause between two looks")]
 fn poll(within: Duration, mut look: impl FnMut() -> bool) -> bool {
@@ -576,37 +660,75 @@ fn poll(within: Duration, mut look: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// The numbers of the calls a verb is killed at, from 1: all of them, but only a few of
-/// those that fill a volume.
-fn sampled(calls: &[&str]) -> Vec<usize> {
-    let fills = |call: &&str| call.contains("/volumes/fv-");
+/// A call of farmctl's first thread: the nth of its name, from 1.
+#[derive(Clone, Debug)]
+struct Point {
+    call: String,
+    nth: usize,
+}
+
+/// What a verb is killed at.
+#[derive(Clone, Debug)]
+enum Kill {
+    Own(Point),
+    /// The change of its tools of this number, from 1.
+    Tools(usize),
+}
+
+impl std::fmt::Display for Kill {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Own(Point { call, nth }) => write!(f, "{call} {nth}"),
+            Self::Tools(number) => write!(f, "change {number} of its tools"),
+        }
+    }
+}
+
+/// The calls a verb is killed before: the first, and each that follows a change, but only a
+/// few of those that fill a volume.
+fn points(calls: &[&str]) -> Vec<Point> {
+    let name = |call: &str| call.split('(').next().unwrap_or_default().to_owned();
+    let changes = |call: &str| {
+        let says = ["write(1<", "write(2<"].iter().any(|start| call.starts_with(start));
+        !says && !call.contains(") = -1 ") && !call.contains(")  = -1 ")
+    };
+    let fills = |call: &str| call.contains("/volumes/fv-");
+    let mut numbers = std::collections::HashMap::new();
+    let mut changed = true;
+    let mut all = Vec::new();
+    for call in calls {
+        let nth = numbers.entry(name(call)).and_modify(|nth| *nth += 1).or_insert(1);
+        if changed {
+            all.push((fills(call), Point { call: name(call), nth: *nth }));
+        }
+        changed = changes(call);
+    }
     let mut points = Vec::new();
-    let mut at = 0;
-    for run in calls.chunk_by(|one, other| fills(one) == fills(other)) {
+    for run in all.chunk_by(|one, other| one.0 == other.0) {
         let step = (run.len() / BETWEEN).max(1);
-        let taken =
-            |within: &usize| !fills(&run[0]) || within % step == 0 || within + 1 == run.len();
-        points.extend((0..run.len()).filter(taken).map(|within| at + within + 1));
-        at += run.len();
+        let taken = |at: usize| !run[0].0 || at % step == 0 || at + 1 == run.len();
+        points.extend((0..run.len()).filter(|at| taken(*at)).map(|at| run[at].1.clone()));
     }
     points
 }
 
 /// So many of them, evenly.
-fn thinned(points: &[usize], most: usize) -> Vec<usize> {
-    let chosen: BTreeSet<usize> =
-        (0..most).filter_map(|one| points.get(one * points.len() / most).copied()).collect();
-    chosen.into_iter().collect()
+fn thinned<T: Clone>(points: &[T], most: usize) -> Vec<T> {
+    let chosen: BTreeSet<usize> = (0..most).map(|one| one * points.len() / most).collect();
+    chosen.into_iter().filter_map(|one| points.get(one).cloned()).collect()
 }
 
 /// How a walk went.
 #[derive(Default)]
 struct Walked {
     own: usize,
+    own_points: usize,
     own_calls: usize,
     threads: usize,
     tools: usize,
     tool_calls: usize,
+    /// Points that a run did not come to.
+    over: usize,
     failures: Vec<String>,
 }
 
@@ -630,8 +752,9 @@ impl Measure {
 
 /// Walks one verb on one backend, in turns: others want the machine, too.
 fn walk(verb: &'static Verb, backend: Backend, measure: Measure) -> Walked {
+    let began = Instant::now();
     let mut walked = Walked::default();
-    let mut pending: Option<Vec<(bool, usize)>> = None;
+    let mut pending: Option<Vec<Kill>> = None;
     while pending.as_ref().is_none_or(|points| !points.is_empty()) {
         let field = Field::new(verb, backend);
         let turn = Instant::now();
@@ -643,31 +766,32 @@ fn walk(verb: &'static Verb, backend: Backend, measure: Measure) -> Walked {
         assert!(again == before, "{}: {:#?}", verb.name, again.changes(&before));
         let points = pending.get_or_insert_with(|| {
             (walked.own_calls, walked.threads) = (calls, threads);
+            walked.own_points = own.len();
             let own = thinned(&own, measure.own.min(own.len()));
             walked.tool_calls = field.killed_with_tools(usize::MAX).expect("it is not killed");
             (verb.back)(&field);
             let all: Vec<usize> = (1..=walked.tool_calls).collect();
             let tools = thinned(&all, measure.tools.min(all.len()));
-            let own = own.into_iter().map(|point| (false, point));
-            own.chain(tools.into_iter().map(|point| (true, point))).rev().collect()
+            let own = own.into_iter().map(Kill::Own);
+            own.chain(tools.into_iter().map(Kill::Tools)).rev().collect()
         });
-        while let Some((tools, number)) = points.pop() {
-            let over = if tools {
-                walked.tools += 1;
-                field.killed_with_tools(number).is_some()
-            } else {
-                walked.own += 1;
-                let ran = field.killed(&field.typed(), number);
-                // The last calls are not always as many.
-                ran.code == 0
+        while let Some(point) = points.pop() {
+            // The last calls are not always as many.
+            let over = match &point {
+                Kill::Own(point) => field.killed(&field.typed(), point).code == 0,
+                Kill::Tools(number) => field.killed_with_tools(*number).is_some(),
             };
             if over {
+                walked.over += 1;
                 (verb.back)(&field);
                 continue;
             }
-            let who = if tools { "change of its tools" } else { "call" };
+            match point {
+                Kill::Own(_) => walked.own += 1,
+                Kill::Tools(_) => walked.tools += 1,
+            }
             if let Err(wrong) = field.check(&before, &after) {
-                let wrong = format!("{} on {backend:?}, {who} {number}: {wrong}", verb.name);
+                let wrong = format!("{} on {}, {point}: {wrong}", verb.name, backend.name());
                 println!("FAILURE {wrong}\n");
                 walked.failures.push(wrong);
                 field.mend();
@@ -685,15 +809,18 @@ fn walk(verb: &'static Verb, backend: Backend, measure: Measure) -> Walked {
         }
     }
     println!(
-        "{:<14} {:<9} own {:>4} of {:>5} calls ({} in other threads), tools {:>3} of {:>5} changes: {} failures",
+        "{:<14} {:<9} own {:>4} of {:>4} points, {:>5} calls ({} in other threads), tools {:>3} of {:>4} changes, {} not met: {} failures, {} s",
         verb.name,
-        format!("{backend:?}").to_lowercase(),
+        backend.name(),
         walked.own,
+        walked.own_points,
         walked.own_calls,
         walked.threads,
         walked.tools,
         walked.tool_calls,
-        walked.failures.len()
+        walked.over,
+        walked.failures.len(),
+        began.elapsed().as_secs()
     );
     walked
 }
@@ -711,10 +838,12 @@ fn killed_at_every_call_of_every_verb_all_is_as_before_or_as_after() {
     for name in &asked {
         assert!(VERBS.iter().any(|verb| verb.name == *name), "there is no verb {name}");
     }
+    let on = env::var("FARMCTL_KILLWALK_ON").unwrap_or_default();
     let mut failures = Vec::new();
     for verb in VERBS.iter().filter(|verb| asked.is_empty() || asked.contains(&verb.name)) {
         for backend in [Backend::Directory, Backend::Btrfs] {
-            if backend == Backend::Directory || !is_apart(verb) {
+            let here = on.is_empty() || on == backend.name();
+            if here && (backend == Backend::Directory || !is_apart(verb)) {
                 failures.extend(walk(verb, backend, Measure::asked()).failures);
             }
         }

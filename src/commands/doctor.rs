@@ -20,6 +20,7 @@ use crate::run::{self, Tool};
 use crate::serve::Served;
 use crate::storage::{self, Mark};
 use crate::supervise::{self, Supervise};
+use crate::undo;
 use crate::{account, chroot, debian, front, schroot, ui};
 
 /// Room below which a warning is given, in bytes: a bootstrap and a bake of a small
@@ -366,12 +367,12 @@ fn protect(path: &Path) -> Result<()> {
 
 fn leftovers(node: &Node) -> Result<Finding> {
     let abandoned = node.abandoned()?.len();
-    Ok(if abandoned == 0 {
-        Finding::good("leftovers", "none")
-    } else {
-        Finding::bad("leftovers", format!("{abandoned} unfinished transactions: farmctl gc"))
-            .fix(Remedy::Collect)
-    })
+    let detail = match (abandoned, undo::unpublished(node)?.len()) {
+        (0, 0) => return Ok(Finding::good("leftovers", "none")),
+        (0, files) => format!("{files} files that were never published: farmctl gc"),
+        (abandoned, _) => format!("{abandoned} unfinished transactions: farmctl gc"),
+    };
+    Ok(Finding::bad("leftovers", detail).fix(Remedy::Collect))
 }
 
 fn environment_finding(environment: &EnvironmentRecord, node: &Node) -> Result<Finding> {

@@ -1,7 +1,8 @@
 //! `farmctl gc`: removes what unfinished work left, and nothing else.
 //!
 //! The states it repairs: a transaction whose farmctl was killed (its record lists what
-//! it made or was about to make); a scratch directory without a record; a session,
+//! it made or was about to make); a scratch directory without a record; the temporary of a
+//! file or link that was about to be published; a session,
 //! chroot or volume of ours, or processes known to the supervisor, that neither state
 //! nor a record names are *orphans*, which are reported and only removed with
 //! `--orphans`. Besides, releases that are old and not needed any more go; they are no
@@ -45,7 +46,7 @@ pub struct Args {
 #[derive(Default, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Found {
-    /// What transactions left that never finished.
+    /// What transactions left that never finished, and files that were never published.
     rubbish: Vec<String>,
     /// What the state does not know.
     orphans: Vec<String>,
@@ -75,6 +76,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             let finished = finish(&node, transaction, context);
             failed.extend(finished.err().map(|error| format!("{error:#}")));
         }
+    }
+    let unpublished = undo::unpublished(&node)?;
+    found.rubbish.extend(unpublished.iter().map(|path| path.display().to_string()));
+    if !args.check {
+        let removed = remove_unpublished(&node, context);
+        failed.extend(removed.err().map(|error| format!("{error:#}")));
     }
     let orphans = orphans(&node)?;
     found.orphans = orphans.iter().map(ToString::to_string).collect();
@@ -121,9 +128,18 @@ fn shrink_cache(node: &Node) -> Result<u64> {
     cache.shrink(node.settings().segment_cache.bytes())
 }
 
-/// Removes what abandoned transactions left.
+/// Removes what interrupted work left.
 pub(super) fn finish_abandoned(node: &Node, context: &Context) -> Result<()> {
-    node.abandoned()?.into_iter().try_for_each(|transaction| finish(node, transaction, context))
+    node.abandoned()?.into_iter().try_for_each(|transaction| finish(node, transaction, context))?;
+    remove_unpublished(node, context)
+}
+
+fn remove_unpublished(node: &Node, context: &Context) -> Result<()> {
+    undo::unpublished(node)?.iter().try_for_each(|path| {
+        file::remove_if_there(path)?;
+        context.ui.step(format!("removed {}", path.display()));
+        Ok(())
+    })
 }
 
 fn finish(node: &Node, transaction: Transaction, context: &Context) -> Result<()> {

@@ -11,10 +11,15 @@ use super::Context;
 use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
 use crate::layout::Layout;
+use crate::node::Object;
 use crate::run;
 use crate::signature::{PublicKey, SecretKey};
 use crate::trust::{self, Trusted};
 use crate::ui;
+use crate::undo;
+
+/// What a transaction that makes a key is about. No application has such a name.
+const KEY: &str = "signing key";
 
 /// Show or change the keys tarballs are signed with and checked against
 #[derive(Debug, clap::Args)]
@@ -165,6 +170,9 @@ fn generate(key: Option<&Path>, password_file: Option<&Path>, context: &Context)
             "give the secret key another name: build1.key",
         );
     }
+    let node = context.node()?;
+    // Else what a killed one has made of it would be in the way.
+    undo::finish_all(&node, KEY, &|text| context.ui.step(text))?;
     for taken in [&path, &public] {
         if taken.exists() {
             return refuse(
@@ -178,9 +186,13 @@ fn generate(key: Option<&Path>, password_file: Option<&Path>, context: &Context)
     if key.is_none() {
         file::make_directory(path.parent().unwrap_or(Path::new("/")), 0o755)?;
     }
-    // The public half first: a secret key without one would not be found whole.
-    file::publish(&public, made.public().render().as_bytes(), 0o644)?;
-    file::publish(&path, text.as_bytes(), 0o600)?;
+    undo::attempt(&node, "key generate", KEY, |transaction| {
+        for half in [&public, &path] {
+            transaction.intend(Object::Path { path: std::path::absolute(half)? })?;
+        }
+        file::publish(&public, made.public().render().as_bytes(), 0o644)?;
+        file::publish(&path, text.as_bytes(), 0o600)
+    })?;
     context.ui.done(format!(
         "made key {} in {}: on each node, farmctl key trust {}",
         made.public().id(),

@@ -281,9 +281,20 @@ fn remove(dry_run: bool, node: &Node, context: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let _lock = node.lock("storage", "storage remove")?;
+    let removed = || format!("removing {object}");
     // Refused before it is forgotten: nothing has changed then.
-    undo::remove(&object, node).with_context(|| format!("removing {object}"))?;
+    ground::check_empty(&ground, &node.site()).with_context(removed)?;
+    let mut transaction = node.begin("storage remove", "storage")?;
+    transaction.intend(object.clone())?;
     node.forget_ground()?;
+    let _shield = run::Shield::raise();
+    if let Err(error) = undo::remove(&object, node) {
+        // Something has it open: it is there, and must not be gone after the next gc.
+        node.save_ground(&ground)?;
+        transaction.close()?;
+        return Err(error).with_context(removed);
+    }
+    transaction.close()?;
     context.ui.done(format!("removed {object}"));
     Ok(Exit::Done)
 }

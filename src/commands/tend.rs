@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::Context;
 use super::record::Subject;
 use crate::error::{self, Exit};
+use crate::front;
 use crate::history::{self, Outcome};
 use crate::manifest::Manifest;
 use crate::node::{self, Node};
@@ -122,6 +123,8 @@ fn bring_back(
         switch::restore_preview(&app, &manifest, node, supervisor, say)?;
     }
     if app.standby.is_empty() {
+        // Of a session that stood by and has been ended.
+        front::set_backup(node.layout(), &session.name, None)?;
         Served { app: &app, session, manifest, node, supervisor }.restore(say)?;
         return Ok(Outcome::Done);
     }

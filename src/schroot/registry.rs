@@ -242,6 +242,7 @@ fn forget(name: &str) -> Result<()> {
     file::remove_if_there(&definition(name))?;
     file::remove_if_there(&fstab(name))?;
     let profile = Path::new(SCHROOT_PROFILE);
+    file::unpublished(profile, 0)?.iter().try_for_each(|path| file::remove_if_there(path))?;
     let ours = ["copyfiles", "nssdatabases", "fstab"];
     let names = file::names_in(profile)?;
     // A session is recovered with the profile's files: they stay while there is one.

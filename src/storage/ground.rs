@@ -315,6 +315,43 @@ pub fn attach(ground: &Ground, site: &Site<'_>) -> Result<bool> {
     attach().with_context(|| format!("attaching {}", ground.base.path().display()))
 }
 
+/// Refuses if volumes are on it.
+///
+/// # Errors
+/// Then, and when it cannot be looked at.
+pub fn check_empty(ground: &Ground, site: &Site<'_>) -> Result<()> {
+    match &ground.group {
+        None => check_empty_btrfs(site),
+        Some(group) => {
+            let ours = lvm::node_tag(&ground.node);
+            let groups = lvm::groups()?;
+            if groups.iter().any(|it| it.name == *group && it.tags.contains(&ours)) {
+                check_empty_group(&lvm::names_in(group)?)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn check_empty_btrfs(site: &Site<'_>) -> Result<()> {
+    let volumes = site.layout.volumes();
+    if !mount::is_mount_point(&volumes)? {
+        return Ok(());
+    }
+    let mut there = file::names_in(&volumes)?;
+    if there.iter().any(|name| name == ".sessions")
+        && file::names_in(&site.layout.snapshots())?.is_empty()
+    {
+        there.retain(|name| name != ".sessions");
+    }
+    refuse_volumes(&there)
+}
+
+fn check_empty_group(names: &[String]) -> Result<()> {
+    let others: Vec<String> = names.iter().filter(|name| *name != POOL).cloned().collect();
+    refuse_volumes(&others)
+}
+
 /// Takes it away, whole or half made. Volumes on it are never taken along.
 ///
 /// # Errors
@@ -338,13 +375,7 @@ pub fn dismantle(ground: &Ground, site: &Site<'_>) -> Result<()> {
 fn dismantle_btrfs(ground: &Ground, site: &Site<'_>) -> Result<()> {
     let volumes = site.layout.volumes();
     if mount::is_mount_point(&volumes)? {
-        let mut there = file::names_in(&volumes)?;
-        if there.iter().any(|name| name == ".sessions")
-            && file::names_in(&site.layout.snapshots())?.is_empty()
-        {
-            there.retain(|name| name != ".sessions");
-        }
-        refuse_volumes(&there)?;
+        check_empty_btrfs(site)?;
         mount::unmount(&volumes)?;
     }
     if let Base::Device(device) = &ground.base {
@@ -368,8 +399,7 @@ fn dismantle_group(ground: &Ground, group: &str) -> Result<()> {
             device = None;
         } else {
             let names = lvm::names_in(group)?;
-            let others: Vec<String> = names.iter().filter(|name| *name != POOL).cloned().collect();
-            refuse_volumes(&others)?;
+            check_empty_group(&names)?;
             if !names.is_empty() {
                 lvm::changing(&LVREMOVE).args(["--quiet", "--yes"]).arg(pool_of(group)).run()?;
             }

@@ -160,6 +160,12 @@ pub trait Supervise: fmt::Debug {
     /// # Errors
     /// When the supervisor does not know it.
     fn restart(&self, session: &str, process: &str) -> Result<()>;
+    /// Refuses if what looks after the session's processes has ended: they may go on without
+    /// it, and nobody knows them.
+    ///
+    /// # Errors
+    /// Then.
+    fn check_watched(&self, session: &str) -> Result<()>;
     /// The session's processes; none if the supervisor does not run.
     ///
     /// # Errors

@@ -34,6 +34,8 @@ const TOOLS: [&Tool; 3] = [&SUPERVISORD, &PYTHON, &entry::CHROOT];
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long supervisord may take to answer after it was started, and to end.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long one that another farmctl has started may take to answer.
+const STARTING: Duration = Duration::from_secs(5);
 /// How long another farmctl may hold the lock: it waits for supervisord and for orphans.
 const LOCKED: Duration = Duration::from_secs(60);
 /// Of so many sessions that have ended the logs are kept.
@@ -102,6 +104,19 @@ impl Supervisord {
         let argument = self.configuration_argument();
         let ours = |pid: u32| place::command_line(pid).contains(&argument);
         Ok(Place::named(Path::new("/")).rooted()?.into_iter().find(|occupant| ours(occupant.pid)))
+    }
+
+    /// Whether the daemon runs. One that a killed farmctl has just started is waited for.
+    fn runs(&self) -> Result<bool> {
+        let answers = || std::os::unix::net::UnixStream::connect(self.layout.supervisor_socket());
+        let found = poll_until(STARTING, || {
+            if self.daemon()?.is_none() {
+                return Ok(Some(false));
+            }
+            Ok(answers().is_ok().then_some(true))
+        })?;
+        // One that does not answer runs as well; the first call says what to do about it.
+        Ok(found.unwrap_or(true))
     }
 
     fn configuration_argument(&self) -> String {
@@ -275,16 +290,22 @@ impl Supervisord {
         if !self.sessions()?.is_empty() {
             return Ok(());
         }
-        let gone = || Ok(self.daemon()?.is_none().then_some(()));
-        if let Some(daemon) = self.daemon()? {
-            // The socket may be gone; SIGTERM has it stop its processes and end.
-            process::send(daemon.pid, libc::SIGTERM)?;
-            if poll_until(PATIENCE, gone)?.is_none() {
-                return refuse(
-                    format_args!("supervisord ({}) does not end", daemon.pid),
-                    format!("look at {}", self.log().display()),
-                );
+        let mut told: Vec<Occupant> = Vec::new();
+        let gone = poll_until(PATIENCE, || {
+            let Some(daemon) = self.daemon()? else { return Ok(Some(())) };
+            // The socket may be gone; SIGTERM has it stop its processes and end. One that was
+            // just started may be another process by now: it forks to become a daemon.
+            if !told.contains(&daemon) {
+                process::send(daemon.pid, libc::SIGTERM)?;
+                told.push(daemon);
             }
+            Ok(None)
+        })?;
+        if let (None, Some(daemon)) = (gone, told.last()) {
+            return refuse(
+                format_args!("supervisord ({}) does not end", daemon.pid),
+                format!("look at {}", self.log().display()),
+            );
         }
         file::remove_if_there(&self.layout.supervisor_socket())?;
         file::remove_if_there(&self.layout.supervisor_pid())
@@ -338,7 +359,7 @@ impl Supervise for Supervisord {
         }
         let text = configuration::render_session(&self.layout, session, programs)?;
         file::publish(&self.group(session), text.as_bytes(), 0o644)?;
-        if self.daemon()?.is_none() {
+        if !self.runs()? {
             self.launch()?;
         }
         let results = self.order(&serde_json::json!([["supervisor.reloadConfig"]]))?;
@@ -371,7 +392,7 @@ impl Supervise for Supervisord {
     }
 
     fn halt(&self, session: &str) -> Result<()> {
-        if self.daemon()?.is_some() {
+        if self.runs()? {
             self.drop_group(session)?;
         }
         Ok(())
@@ -385,12 +406,7 @@ impl Supervise for Supervisord {
 
     fn restart(&self, session: &str, process: &str) -> Result<()> {
         let name = format!("{session}:{}", configuration::program_name(session, process));
-        if self.daemon()?.is_none() {
-            return refuse(
-                format_args!("supervisord does not run, so process {process} does not either"),
-                format!("farmctl start {}", parts(session)?.0),
-            );
-        }
+        self.check_watched(session)?;
         let infos = self.infos(session)?;
         let Some(info) =
             infos.iter().find(|info| info.name == configuration::program_name(session, process))
@@ -409,8 +425,19 @@ impl Supervise for Supervisord {
         Ok(())
     }
 
+    fn check_watched(&self, session: &str) -> Result<()> {
+        if self.runs()? {
+            return Ok(());
+        }
+        let (app, _) = parts(session)?;
+        refuse(
+            format_args!("supervisord does not run: nothing looks after the processes of {app}"),
+            format!("farmctl start {app}"),
+        )
+    }
+
     fn states(&self, session: &str) -> Result<Vec<ProcessState>> {
-        if self.daemon()?.is_none() {
+        if !self.runs()? {
             return Ok(Vec::new());
         }
         Ok(self.infos(session)?.into_iter().map(|info| process_state(session, &info)).collect())

@@ -303,6 +303,11 @@ impl Supervise for Systemd {
         systemctl::order("restart", &units)
     }
 
+    fn check_watched(&self, _session: &str) -> Result<()> {
+        // systemd is process 1: without it there is no machine.
+        Ok(())
+    }
+
     fn states(&self, session: &str) -> Result<Vec<ProcessState>> {
         let units = systemctl::show(&self.known(Some(session))?)?;
         let state = |unit: &Unit| {

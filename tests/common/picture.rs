@@ -88,11 +88,16 @@ fn is_state(within: &Path) -> bool {
         || within == Path::new("var/lib/farmctl/node.json")
 }
 
+/// Whether a file has other contents each time it is made: the node's own key.
+fn is_made_at_random(path: &Path) -> bool {
+    ["etc/farmctl/signing.key", "etc/farmctl/signing.pub"].iter().any(|it| path.ends_with(it))
+}
+
 fn described(path: &Path, meta: &fs::Metadata, contents: bool) -> String {
     let kind = meta.file_type();
     let what = if kind.is_symlink() {
         fs::read_link(path).unwrap_or_default().display().to_string()
-    } else if kind.is_file() && contents {
+    } else if kind.is_file() && contents && !is_made_at_random(path) {
         // A line each: where one of them differs, it is shown.
         let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
         return text.lines().fold(format!("{} {:o}", path.display(), meta.mode()), |all, line| {
@@ -101,6 +106,9 @@ fn described(path: &Path, meta: &fs::Metadata, contents: bool) -> String {
     } else if kind.is_file() && path.extension().is_some_and(|it| it == "xz") {
         // A signature has random bytes in it, which are compressed.
         "tarball".to_owned()
+    } else if kind.is_file() && path.extension().is_some_and(|it| it == "pid") {
+        // Of as many digits as it happens.
+        "a number".to_owned()
     } else if kind.is_file() {
         format!("{} bytes", meta.len())
     } else if kind.is_socket() {
