@@ -201,6 +201,18 @@ pub fn unpublished(node: &Node) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Removes [`unpublished`] files and links; `say` hears of each.
+///
+/// # Errors
+/// When one cannot be removed.
+pub fn remove_unpublished(node: &Node, say: &dyn Fn(&str)) -> Result<()> {
+    unpublished(node)?.iter().try_for_each(|path| {
+        file::remove_if_there(path)?;
+        say(&format!("removed {}", path.display()));
+        Ok(())
+    })
+}
+
 fn layout_work(node: &Node, transaction: &Transaction) -> Object {
     Object::Path { path: node.layout().work(transaction.id()) }
 }
@@ -223,8 +235,8 @@ pub fn finish(node: &Node, transaction: Transaction) -> Result<Vec<Object>> {
     Ok(objects)
 }
 
-/// Finishes the transactions about an application whose farmctl is gone. The caller has its
-/// lock; `say` hears of what was removed.
+/// Finishes the transactions about an application whose farmctl is gone, and removes what
+/// killed ones were about to publish. The caller has its lock; `say` hears of what was removed.
 ///
 /// # Errors
 /// As [`remove_all`].
@@ -239,7 +251,7 @@ pub fn finish_all(node: &Node, subject: &str, say: &dyn Fn(&str)) -> Result<()> 
             say(&format!("removed the {object} of the {title}"));
         }
     }
-    Ok(())
+    remove_unpublished(node, say)
 }
 
 /// What the state names.

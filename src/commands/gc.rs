@@ -80,7 +80,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let unpublished = undo::unpublished(&node)?;
     found.rubbish.extend(unpublished.iter().map(|path| path.display().to_string()));
     if !args.check {
-        let removed = remove_unpublished(&node, context);
+        let removed = undo::remove_unpublished(&node, &|text| context.ui.step(text));
         failed.extend(removed.err().map(|error| format!("{error:#}")));
     }
     let orphans = orphans(&node)?;
@@ -131,15 +131,7 @@ fn shrink_cache(node: &Node) -> Result<u64> {
 /// Removes what interrupted work left.
 pub(super) fn finish_abandoned(node: &Node, context: &Context) -> Result<()> {
     node.abandoned()?.into_iter().try_for_each(|transaction| finish(node, transaction, context))?;
-    remove_unpublished(node, context)
-}
-
-fn remove_unpublished(node: &Node, context: &Context) -> Result<()> {
-    undo::unpublished(node)?.iter().try_for_each(|path| {
-        file::remove_if_there(path)?;
-        context.ui.step(format!("removed {}", path.display()));
-        Ok(())
-    })
+    undo::remove_unpublished(node, &|text| context.ui.step(text))
 }
 
 fn finish(node: &Node, transaction: Transaction, context: &Context) -> Result<()> {
