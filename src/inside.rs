@@ -16,8 +16,9 @@ use anyhow::{Context as _, Result, bail};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat, renameat2};
-use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
-use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, syncfs, unlinkat};
+use nix::sys::stat::{FileStat, Mode, UtimensatFlags, fchmod, fstat, fstatat, mkdirat, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, symlinkat, syncfs, unlinkat};
 
 /// How often a look-up that raced a rename is tried again (openat2(2), `EAGAIN`).
 const TRIES: u32 = 64;
@@ -68,7 +69,16 @@ impl Inside {
     /// # Errors
     /// When it is not a regular file or cannot be read.
     pub fn read(&self, path: &Path) -> Result<Option<String>> {
-        let read = || -> Result<Option<String>> {
+        let text = self.read_bytes(path)?.map(String::from_utf8).transpose();
+        text.with_context(|| format!("reading {}", self.shown(path)))
+    }
+
+    /// A file's contents; none if it is not there.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_bytes(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        let read = || -> Result<Option<Vec<u8>>> {
             // Without blocking: a FIFO would wait for a writer.
             let fd = match self.resolve(path, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
                 Ok(fd) => fd,
@@ -78,9 +88,9 @@ impl Inside {
             if !is(&fstat(&fd)?, libc::S_IFREG) {
                 bail!("it is not a regular file");
             }
-            let mut text = String::new();
-            File::from(fd).read_to_string(&mut text)?;
-            Ok(Some(text))
+            let mut bytes = Vec::new();
+            File::from(fd).read_to_end(&mut bytes)?;
+            Ok(Some(bytes))
         };
         read().with_context(|| format!("reading {}", self.shown(path)))
     }
@@ -154,13 +164,7 @@ impl Inside {
     /// When it cannot be written; what was there is then still there.
     pub fn publish(&self, path: &Path, contents: &[u8], mode: u32, owner: Owner) -> Result<()> {
         let write = || -> Result<()> {
-            let name = path.file_name().context("the path names no file")?;
-            let directory = self.make_directories(path.parent().unwrap_or(Path::new("/")))?;
-            let temporary = format!(".{}.farmctl-{}", name.to_string_lossy(), std::process::id());
-            match unlinkat(&directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir) {
-                Ok(()) | Err(Errno::ENOENT) => {}
-                Err(error) => return Err(error.into()),
-            }
+            let Beside { directory, name, temporary } = self.beside(path)?;
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW;
             let how = OpenHow::new()
                 .flags(flags | OFlag::O_CLOEXEC)
@@ -181,6 +185,70 @@ impl Inside {
             })
         };
         write().with_context(|| format!("writing {}", self.shown(path)))
+    }
+
+    /// Puts a symbolic link at `path` in one rename. Missing directories are made.
+    ///
+    /// # Errors
+    /// When it cannot be made; what was there is then still there.
+    pub fn link(&self, path: &Path, target: &str, owner: Owner) -> Result<()> {
+        let make = || -> Result<()> {
+            let Beside { directory, name, temporary } = self.beside(path)?;
+            let temporary = temporary.as_str();
+            symlinkat(target, &directory, temporary)?;
+            let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
+            let flags = AtFlags::AT_SYMLINK_NOFOLLOW;
+            fchownat(&directory, temporary, Some(uid), Some(gid), flags)?;
+            Ok(renameat(&directory, temporary, &directory, name)?)
+        };
+        make().with_context(|| format!("linking {}", self.shown(path)))
+    }
+
+    /// Removes a file, a link, or a directory with nothing in it; one with something in it
+    /// stays. Nothing there is fine.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub fn remove(&self, path: &Path) -> Result<()> {
+        let remove = || -> nix::Result<()> {
+            let parent = path.parent().unwrap_or(Path::new("/"));
+            let name = path.file_name().unwrap_or_default();
+            let directory = self.resolve(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+            match unlinkat(&directory, name, UnlinkatFlags::NoRemoveDir) {
+                Err(Errno::EISDIR) => unlinkat(&directory, name, UnlinkatFlags::RemoveDir),
+                other => other,
+            }
+        };
+        match remove() {
+            Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENOTEMPTY) => Ok(()),
+            Err(error) => Err(error).with_context(|| format!("removing {}", self.shown(path))),
+        }
+    }
+
+    /// Sets when a path was changed last, in seconds since 1970; of a link its own.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn set_time(&self, path: &Path, time: i64) -> Result<()> {
+        let set = || -> nix::Result<()> {
+            let parent = path.parent().unwrap_or(Path::new("/"));
+            let name = Path::new(path.file_name().unwrap_or_default());
+            let directory = self.resolve(parent, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+            let time = TimeSpec::new(time, 0);
+            utimensat(&directory, name, &time, &time, UtimensatFlags::NoFollowSymlink)
+        };
+        set().with_context(|| format!("setting the time of {}", self.shown(path)))
+    }
+
+    /// Where a temporary of `path` is made; one that is left there goes.
+    fn beside<'a>(&self, path: &'a Path) -> Result<Beside<'a>> {
+        let name = path.file_name().context("the path names no file")?;
+        let directory = self.make_directories(path.parent().unwrap_or(Path::new("/")))?;
+        let temporary = format!(".{}.farmctl-{}", name.to_string_lossy(), std::process::id());
+        match unlinkat(&directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => Ok(Beside { directory, name, temporary }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Gives what belongs to `from` in a directory, itself included, to `to`. Links are
@@ -213,6 +281,13 @@ impl Inside {
             .and_then(syncfs)
             .with_context(|| format!("writing {} to the disk", self.path.display()))
     }
+}
+
+/// A name to write under before a rename.
+struct Beside<'a> {
+    directory: OwnedFd,
+    name: &'a std::ffi::OsStr,
+    temporary: String,
 }
 
 /// openat2(2) from `at`, tried again when it raced a rename.

@@ -57,6 +57,9 @@ pub struct Manifest {
     /// Last day on which it may be installed, `2027-01-31`, or the second: RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
+    /// Of a release that was made on its node of another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derived: Option<Derived>,
     /// The profile it was baked from, templates included.
     pub profile: Profile,
     /// What went in.
@@ -71,6 +74,18 @@ pub struct Manifest {
     pub set_id: Vec<SetId>,
     /// The only files of the payload with capabilities.
     pub capabilities: Vec<Capability>,
+}
+
+/// How a release was made of another one, by `farmctl upgrade --in-place`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Derived {
+    /// Version of the other one.
+    pub from: String,
+    /// SHA-256 of its manifest, hex.
+    pub identity: String,
+    /// What was installed: requirements, or paths on the node.
+    pub by: Vec<String>,
 }
 
 /// What went into a bake.

@@ -138,6 +138,15 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
     name::check_name(&parse::Place::default().key("name"), name).map_err(parse::Problem::into_error)
 }
 
+/// Refuses what cannot be a version.
+///
+/// # Errors
+/// When it is not one.
+pub fn check_version(version: &str) -> anyhow::Result<()> {
+    name::check_version(&parse::Place::default().key("version"), version)
+        .map_err(parse::Problem::into_error)
+}
+
 impl Rendered {
     /// Permission bits.
     #[must_use]

@@ -73,10 +73,29 @@ pub struct Release {
 pub struct Session {
     /// Name to schroot.
     pub name: String,
-    /// Version of the release it was begun from.
+    /// Version of the release whose files it has.
     pub version: String,
+    /// Version of the release it was begun from, if its files were changed since to be
+    /// those of another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
     /// When it was begun, seconds since 1970.
     pub begun: i64,
+}
+
+impl Session {
+    /// The releases it needs: whose files it has, and whose volume it is a copy of.
+    pub fn needs(&self) -> impl Iterator<Item = &String> {
+        [&self.version].into_iter().chain(&self.origin)
+    }
+
+    /// With the files of another release.
+    #[must_use]
+    fn revised(mut self, version: &str) -> Self {
+        let before = std::mem::replace(&mut self.version, version.to_owned());
+        self.origin.get_or_insert(before);
+        self
+    }
 }
 
 /// A bootstrapped environment.
@@ -143,7 +162,7 @@ impl App {
     /// or stands by, and neither a start nor a rollback would lead to them.
     #[must_use]
     pub fn old_releases(&self, keep: usize) -> Vec<&Release> {
-        let sessions = self.sessions().map(|session| &session.version);
+        let sessions = self.sessions().flat_map(Session::needs);
         let needed: Vec<&String> = sessions.chain(&self.current).chain(&self.previous).collect();
         let older = &self.releases[..self.releases.len().saturating_sub(keep)];
         older.iter().filter(|release| !needed.contains(&&release.version)).collect()
@@ -182,6 +201,27 @@ impl App {
         let mut app = self.made_current(&session.version);
         app.session = Some(session);
         app
+    }
+
+    /// With `release` installed, and the session that serves having its files.
+    #[must_use]
+    pub fn revised(self, release: Release) -> Self {
+        let version = release.version.clone();
+        let mut app = self.installed(release).made_current(&version);
+        app.session = app.session.map(|session| session.revised(&version));
+        app
+    }
+
+    /// A version for a release that is derived from this one: `1.4.2.p1`, `1.4.2.p2`.
+    #[must_use]
+    pub fn next_version(&self, from: &str) -> String {
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|it| it.is_ascii_digit());
+        let root = match from.rsplit_once(".p") {
+            Some((root, number)) if digits(number) => root,
+            _ => from,
+        };
+        let mut versions = (1..).map(|number: u32| format!("{root}.p{number}"));
+        versions.find(|version| self.release(version).is_none()).expect("there is no end of them")
     }
 
     /// With `session` serving, and the one that served standing by.
@@ -259,7 +299,12 @@ mod tests {
     }
 
     fn session(version: &str) -> Session {
-        Session { name: "fs-shop-1".to_owned(), version: version.to_owned(), begun: 2 }
+        Session {
+            name: "fs-shop-1".to_owned(),
+            version: version.to_owned(),
+            origin: None,
+            begun: 2,
+        }
     }
 
     #[test]
@@ -284,6 +329,7 @@ mod tests {
         let named = |version: &str| Session {
             name: format!("fs-shop-{version}"),
             version: version.to_owned(),
+            origin: None,
             begun: 2,
         };
         let mut app = App::new("shop", 200_000)
@@ -318,6 +364,20 @@ mod tests {
         assert_eq!(old(&app, 9), "");
         let app = app.started(session("2")).switched(session("1"));
         assert_eq!(old(&app, 3), "3");
+    }
+
+    #[test]
+    fn a_session_with_other_files_needs_the_release_it_was_begun_from() {
+        let app = App::new("shop", 200_000).installed(release("1")).started(session("1"));
+        assert_eq!(app.next_version("1"), "1.p1");
+        let app = app.revised(release("1.p1")).revised(release("1.p2"));
+        assert_eq!(app.next_version("1.p2"), "1.p3");
+        assert_eq!(app.next_version("1.p"), "1.p.p1");
+        let serving = app.session.as_ref().expect("it serves");
+        assert_eq!((serving.version.as_str(), serving.origin.as_deref()), ("1.p2", Some("1")));
+        assert_eq!((app.current.as_deref(), app.previous.as_deref()), (Some("1.p2"), Some("1.p1")));
+        let app = ["2", "3"].into_iter().fold(app, |app, version| app.installed(release(version)));
+        assert!(app.old_releases(1).into_iter().map(|it| &it.version).eq(["2"]));
     }
 
     proptest! {

@@ -76,7 +76,8 @@ pub fn raise(
     let name = layout::session(&app.name, transaction.id());
     say(&format!("beginning session {name}"));
     let mount = session::open(node, app, manifest, &name, transaction)?;
-    let session = Session { name, version: manifest.version.clone(), begun: node::now() };
+    let session =
+        Session { name, version: manifest.version.clone(), origin: None, begun: node::now() };
     let served = Served { app, session: &session, manifest, node, supervisor };
     for job in jobs(manifest, moments) {
         say(&format!("running the job {}", job.name));
@@ -370,6 +371,25 @@ impl Served<'_> {
             before,
             after: process::children(pid)?,
         })
+    }
+
+    /// Has processes run what is in the session after it was changed back: those that can
+    /// take it up do, others are started again.
+    ///
+    /// # Errors
+    /// When one does not serve then.
+    pub fn take_back(&self) -> Result<()> {
+        let Self { session, manifest, supervisor, .. } = *self;
+        let states = supervisor.states(&session.name)?;
+        for process in &manifest.profile.processes {
+            let known = states.iter().any(|state| state.process == process.name);
+            if known && self.reload(process).is_err() {
+                let position = supervisor.position(&session.name, &process.name)?;
+                supervisor.restart(&session.name, &process.name)?;
+                self.wait_until_ready(process, &position)?;
+            }
+        }
+        Ok(())
     }
 
     /// Has the balancer before a process send it nothing more. If that fails, it is to send

@@ -16,8 +16,8 @@ use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::inside::{Inside, Owner};
 use crate::layout::{self, Layout, PROJECT_RUN, SOCKETS_INSIDE};
-use crate::manifest::Manifest;
-use crate::mount;
+use crate::manifest::{FileIndex, Manifest};
+use crate::mount::{self, Mount};
 use crate::node::{Node, Object, Transaction};
 use crate::probe::WEB_USER;
 use crate::release::{App, Release, Session};
@@ -26,6 +26,7 @@ use crate::schroot;
 use crate::secret;
 use crate::settings::Site;
 use crate::storage::{self, Copies, Growth, SessionCopy};
+use crate::tarball::{self, Difference, Progress};
 use crate::template::{self, Values};
 
 /// `MS_NOSYMFOLLOW` of mount(2), Linux 5.10: no link in the directory leads anywhere.
@@ -318,6 +319,35 @@ pub fn written_paths(manifest: &Manifest) -> Vec<PathBuf> {
         ["/etc/passwd", "/etc/group", "/etc/hosts", "/etc/resolv.conf", "/etc/debian_chroot"];
     let rendered = manifest.profile.files.iter().map(|file| file.path.clone());
     fixed.into_iter().map(PathBuf::from).chain(rendered).collect()
+}
+
+/// How a session's own file system, and nothing mounted in it, differs from its release, but
+/// for what beginning a session wrote. The caller has a mount namespace of its own.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn compare(
+    layout: &Layout,
+    session: &Session,
+    manifest: &Manifest,
+    index: &FileIndex,
+    progress: Progress<'_>,
+) -> Result<Vec<Difference>> {
+    // Bound without what is mounted in it: data, sockets, /proc.
+    let place = layout.trees();
+    file::make_directory(&place, 0o700)?;
+    let bound = Mount::bind(&schroot::mount_of(&session.name), &place, true)?;
+    let mut differences = tarball::compare(&place, index, &manifest.capabilities, progress)?;
+    bound.close()?;
+    let written = written_paths(manifest);
+    let home = manifest.profile.home();
+    differences.retain(|difference| {
+        let path = Path::new("/").join(difference.path());
+        let given = |what: &str| path.starts_with(&home) && what.starts_with("owner ");
+        let begun = matches!(difference, Difference::Changed { what, .. } if given(what));
+        !begun && !written.contains(&path)
+    });
+    Ok(differences)
 }
 
 /// Whether a path exists in a session, as the application sees it.

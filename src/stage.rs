@@ -14,7 +14,7 @@ use crate::git;
 use crate::layout::{self, Layout};
 use crate::locked;
 use crate::lockfile;
-use crate::manifest::Package;
+use crate::manifest::{Manifest, Package};
 use crate::node::{Object, Transaction};
 use crate::profile::{Profile, Python};
 use crate::python::{self, Choice, Installer};
@@ -68,6 +68,25 @@ impl Stage {
         let project_sha256 =
             source.copy_to(&project, environment.epoch).context("copying the project")?;
         let before = debian::installed_packages(&chroot)?;
+        Ok(Self { chroot, project_sha256, volume, tree, before, origin: Origin::Mirror })
+    }
+
+    /// Enters a fork of a release instead.
+    ///
+    /// # Errors
+    /// When it cannot be entered.
+    pub fn of_release(
+        tree: Tree,
+        volume: String,
+        manifest: &Manifest,
+        layout: &Layout,
+    ) -> Result<Self> {
+        let mut chroot = Chroot::enter(tree.path(), manifest.epoch)?;
+        let suite = &manifest.profile.environment.suite;
+        let cache = debian::package_cache(&layout.cache(), suite, &manifest.architecture);
+        debian::lend_archives(&mut chroot, &cache)?;
+        let before = debian::installed_packages(&chroot)?;
+        let project_sha256 = manifest.inputs.project_sha256.clone();
         Ok(Self { chroot, project_sha256, volume, tree, before, origin: Origin::Mirror })
     }
 
@@ -351,9 +370,21 @@ pub fn hashed_requirements(source: &Source, python: &Python, text: &str) -> Resu
     }
 }
 
-/// Paths whose byte code is compiled: the virtualenv and the copied directories.
-#[must_use]
-pub fn compiled_paths(profile: &Profile) -> Vec<PathBuf> {
+/// Compiles byte code: of the virtualenv and the copied directories.
+///
+/// # Errors
+/// When the interpreter fails.
+pub fn compile(chroot: &Chroot, profile: &Profile) -> Result<()> {
+    let compiled = compiled_paths(profile);
+    if compiled.is_empty() {
+        return Ok(());
+    }
+    let interpreter = profile.python.as_ref().map_or("python3", |python| &python.interpreter);
+    python::compile(chroot, interpreter, &compiled)
+}
+
+/// Paths whose byte code is compiled.
+fn compiled_paths(profile: &Profile) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = profile.copies.iter().map(|copied| copied.to.clone()).collect();
     if profile.python.is_some() {
         paths.push(profile.virtualenv());

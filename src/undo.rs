@@ -13,6 +13,7 @@ use crate::file;
 use crate::front;
 use crate::layout::{self, Layout};
 use crate::node::{Node, Object, Transaction};
+use crate::revise;
 use crate::run::Shield;
 use crate::schroot;
 use crate::session;
@@ -39,6 +40,10 @@ pub fn remove(object: &Object, node: &Node) -> Result<()> {
             session::remove_sockets_of(layout, name)
         }
         Object::Sockets { app } => session::remove_sockets(layout, app),
+        Object::Revision { app, to } => match node.app(app)? {
+            Some(app) => revise::undo(node, &app, to),
+            None => Ok(()),
+        },
         Object::Programs { session } => supervise::detect(layout).stop(session),
         Object::Front { app } => front::withdraw(layout, app),
         Object::Preview { app } => front::withdraw_preview(app),
@@ -276,6 +281,10 @@ impl Kept {
                 objects.push(Object::Path { path: layout.static_export(name, version) });
             }
             objects.extend(Object::serving(&app));
+            objects.extend(app.session.as_ref().map(|session| Object::Revision {
+                app: name.clone(),
+                to: session.version.clone(),
+            }));
             objects.push(Object::Account { app: name.clone() });
             objects.push(Object::Path { path: layout.app_file(name) });
         }

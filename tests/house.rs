@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FACE: [&str; 3] = ["main", "cli", "ui"];
-const HANDS: [&str; 33] = [
+const HANDS: [&str; 34] = [
     "run",
     "mount",
     "file",
@@ -39,6 +39,7 @@ const HANDS: [&str; 33] = [
     "switch",
     "history",
     "node",
+    "revise",
     "undo",
 ];
 const PLANS: [&str; 14] = [

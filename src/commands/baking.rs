@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Error, Result};
 
 use super::Context;
+use crate::chroot::Chroot;
 use crate::debian::{self, Archive as Mirror, Ownership};
 use crate::error::{Exit, Mark as _, exit_of, refuse};
 use crate::file;
@@ -24,7 +25,7 @@ use crate::source::{self, Source};
 use crate::stage::{self, Stage};
 use crate::start_script;
 use crate::storage::{self, Storage};
-use crate::tarball::{self, Archive, SegmentCache};
+use crate::tarball::{self, Archive, Scan, SegmentCache};
 use crate::template;
 use crate::ui::{self, Ui};
 
@@ -209,7 +210,7 @@ impl<'a> Build<'a> {
         }
         self.install_python()?;
         self.install_files()?;
-        self.run_jobs()
+        run_jobs(&self.stage.chroot, profile, ui)
     }
 
     /// The lock to be followed: that of an environment made of it, or of the same packages
@@ -378,13 +379,7 @@ impl<'a> Build<'a> {
             start_script::render(profile)?.as_bytes(),
             0o755,
         )?;
-        let compiled = stage::compiled_paths(profile);
-        if !compiled.is_empty() {
-            let interpreter =
-                profile.python.as_ref().map_or("python3", |python| &python.interpreter);
-            python::compile(&self.stage.chroot, interpreter, &compiled)?;
-        }
-        Ok(())
+        stage::compile(&self.stage.chroot, profile)
     }
 
     fn write_inside(&self, path: &Path, contents: &[u8], mode: u32) -> Result<()> {
@@ -393,24 +388,6 @@ impl<'a> Build<'a> {
             file::make_directory(parent, 0o755)?;
         }
         file::publish(&outside, contents, mode)
-    }
-
-    fn run_jobs(&self) -> Result<()> {
-        let profile = &self.baking.source.profile;
-        for job in profile.jobs.iter().filter(|job| job.when == When::Bake) {
-            if job.creates.as_ref().is_some_and(|path| self.stage.chroot.outside(path).exists()) {
-                continue;
-            }
-            self.ui.step(format!("running the job {}", job.name));
-            self.stage
-                .chroot
-                .call(START_SCRIPT)
-                .args(["job", &job.name])
-                .named(format!("job {}", job.name))
-                .run()
-                .hint_with(|| format!("its command is: {}", job.command))?;
-        }
-        Ok(())
     }
 }
 
@@ -435,6 +412,7 @@ fn draft(
         epoch: baking.environment.epoch,
         serial: baking.serial,
         expires: baking.expires.clone(),
+        derived: None,
         profile: profile.clone(),
         inputs: Inputs {
             releases: baking.environment.releases.clone(),
@@ -466,35 +444,7 @@ fn pack(
     transaction: &mut Transaction,
 ) -> Result<tarball::Packed> {
     let ui = &context.ui;
-    let profile = &baking.source.profile;
-    let packages = Ownership::read(tree)?;
-    let mut distributions = HashMap::new();
-    if profile.python.is_some() {
-        distributions.extend(python::distributions(tree, &profile.virtualenv())?.1);
-    }
-    let copied: Vec<String> = profile
-        .copies
-        .iter()
-        .map(|copied| copied.to.to_string_lossy().trim_start_matches('/').to_owned())
-        .collect();
-    let owner_of = |path: &str| -> Owner {
-        if let Some(package) = packages.of(path) {
-            Owner::Package(package.to_owned())
-        } else if let Some(name) = distributions.get(path) {
-            Owner::Distribution(name.clone())
-        } else if copied.iter().any(|root| Path::new(path).starts_with(root)) {
-            Owner::Project
-        } else {
-            Owner::Generated
-        }
-    };
-    ui.step("hashing the tree");
-    let meter = ui.meter("hashing");
-    let scan = tarball::scan(tree, baking.environment.epoch, &owner_of, &|done, all| {
-        meter.set(done, all);
-        run::check_interrupted()
-    })?;
-    drop(meter);
+    let scan = scan(tree, &baking.source.profile, baking.environment.epoch, ui)?;
     let part = baking.out.with_extension("xz.part");
     transaction.intend(Object::Path { path: part.clone() })?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -519,6 +469,60 @@ fn pack(
     }
     publish(&done, &baking.out)?;
     Ok(packed)
+}
+
+/// Scans a tree that was made of a profile.
+///
+/// # Errors
+/// When it holds what a release must not.
+pub(super) fn scan(tree: &Path, profile: &Profile, epoch: i64, ui: &Ui) -> Result<Scan> {
+    let packages = Ownership::read(tree)?;
+    let mut distributions = HashMap::new();
+    if profile.python.is_some() {
+        distributions.extend(python::distributions(tree, &profile.virtualenv())?.1);
+    }
+    let copied: Vec<String> = profile
+        .copies
+        .iter()
+        .map(|copied| copied.to.to_string_lossy().trim_start_matches('/').to_owned())
+        .collect();
+    let owner_of = |path: &str| -> Owner {
+        if let Some(package) = packages.of(path) {
+            Owner::Package(package.to_owned())
+        } else if let Some(name) = distributions.get(path) {
+            Owner::Distribution(name.clone())
+        } else if copied.iter().any(|root| Path::new(path).starts_with(root)) {
+            Owner::Project
+        } else {
+            Owner::Generated
+        }
+    };
+    ui.step("hashing the tree");
+    let meter = ui.meter("hashing");
+    tarball::scan(tree, epoch, &owner_of, &|done, all| {
+        meter.set(done, all);
+        run::check_interrupted()
+    })
+}
+
+/// Runs the jobs of a bake, but not those whose result is there.
+///
+/// # Errors
+/// When one fails: with its last lines.
+pub(super) fn run_jobs(chroot: &Chroot, profile: &Profile, ui: &Ui) -> Result<()> {
+    for job in profile.jobs.iter().filter(|job| job.when == When::Bake) {
+        if job.creates.as_ref().is_some_and(|path| chroot.outside(path).exists()) {
+            continue;
+        }
+        ui.step(format!("running the job {}", job.name));
+        chroot
+            .call(START_SCRIPT)
+            .args(["job", &job.name])
+            .named(format!("job {}", job.name))
+            .run()
+            .hint_with(|| format!("its command is: {}", job.command))?;
+    }
+    Ok(())
 }
 
 /// Puts a finished tarball in its place.

@@ -62,9 +62,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         },
     };
     for session in app.sessions() {
-        if releases.iter().any(|release| release.version == session.version) {
+        let needed = session.needs().find(|it| releases.iter().any(|other| other.version == **it));
+        if let Some(version) = needed {
             return refuse(
-                format_args!("{} {} is running", app.name, session.version),
+                format_args!("{} {version} is running", app.name),
                 format!("farmctl stop {}", app.name),
             );
         }

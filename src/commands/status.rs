@@ -8,6 +8,7 @@ use super::Context;
 use crate::error::Exit;
 use crate::front;
 use crate::history::{self, Change};
+use crate::manifest::Derived;
 use crate::node;
 use crate::process;
 use crate::ready::{self, Look};
@@ -41,6 +42,8 @@ pub(super) struct Status {
     release: Option<String>,
     /// SHA-256 of the release's manifest, hex.
     identity: Option<String>,
+    /// What the release was derived from on this node, and how.
+    derived: Option<Derived>,
     /// Versions installed, oldest first.
     releases: Vec<String>,
     /// The session that serves; none while it is stopped.
@@ -215,6 +218,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             (Some(_), false) => "broken",
         },
         identity: release.map(|release| release.identity.clone()),
+        derived: manifest.as_ref().and_then(|manifest| manifest.derived.clone()),
         release: version,
         releases: app.releases.iter().map(|release| release.version.clone()).collect(),
         session: session_status,
@@ -265,6 +269,9 @@ fn render(status: &Status, now: i64) -> String {
             "release",
             format!("{release} (sha256 {}){others}", identity.get(..12).unwrap_or(identity)),
         ));
+    }
+    if let Some(Derived { from, by, .. }) = &status.derived {
+        rows.push(row("derived", format!("from {from}, by installing {}", by.join(", "))));
     }
     if let Some(session) = &status.session {
         let mut text = format!("{}, begun {} ago", session.name, ui::span(now - session.begun));
@@ -352,6 +359,7 @@ mod tests {
             state: "running",
             release: Some("1.4.2".to_owned()),
             identity: Some("0123456789abcdef".to_owned()),
+            derived: None,
             releases: vec!["1.4.1".to_owned(), "1.4.2".to_owned()],
             session: Some(SessionStatus {
                 name: "fs-shop-1".to_owned(),

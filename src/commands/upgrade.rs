@@ -1,9 +1,12 @@
 //! `farmctl upgrade`: another release serves, without losing a request.
 
+mod in_place;
+
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use self::in_place::Revision;
 use super::Context;
 use super::incoming::{self, Arrival, Options};
 use super::record::Subject;
@@ -16,20 +19,31 @@ use crate::node::{self, Node};
 use crate::plan::Plan;
 use crate::profile::{Seconds, When};
 use crate::release::App;
-
-use crate::supervise;
+use crate::supervise::{self, Supervise};
 use crate::switch::{self, Course, Ending};
 
 /// Switch a running application to another release without losing a request
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl upgrade shop shop_1.4.3_amd64.tar.xz\n  farmctl upgrade shop 1.4.3 --watch 1m\n  farmctl upgrade shop 1.4.3 --preview\n  farmctl upgrade shop 1.4.3 --confirm-within 5m\n\nThe new release is installed, begun in a session of its own and asked whether\nit serves, all beside the one that runs. Then one rename(2) leads requests to\nit. If one of its processes ends while it is watched, or more requests fail\nthan before, they are led back. Whatever fails, the release before serves on.\n\nWith --preview it stops before the rename and prints an address to look at the\nnew release; the same without leads requests to what was looked at, and farmctl\nstop NAME --preview ends it. With --confirm-within, the old processes stand by\nafter that, and farmctl tend leads requests back to them unless farmctl confirm\ncomes in time."
+    after_help = "Examples:\n  farmctl upgrade shop shop_1.4.3_amd64.tar.xz\n  farmctl upgrade shop 1.4.3 --watch 1m\n  farmctl upgrade shop 1.4.3 --preview\n  farmctl upgrade shop 1.4.3 --confirm-within 5m\n  farmctl upgrade shop --in-place 'django==5.2.8'\n\nThe new release is installed, begun in a session of its own and asked whether\nit serves, all beside the one that runs. Then one rename(2) leads requests to\nit. If one of its processes ends while it is watched, or more requests fail\nthan before, they are led back. Whatever fails, the release before serves on.\n\nWith --preview it stops before the rename and prints an address to look at the\nnew release; the same without leads requests to what was looked at, and farmctl\nstop NAME --preview ends it. With --confirm-within, the old processes stand by\nafter that, and farmctl tend leads requests back to them unless farmctl confirm\ncomes in time.\n\nWith --in-place nothing is switched: distributions are installed into a fork of\nthe release that serves, the same files are changed in its session, and its\nprocesses are reloaded. If they do not take it up, all is as before. The fork is\na release like any other, 1.4.2.p1: farmctl rollback leads back to 1.4.2."
 )]
 pub struct Args {
     /// The application
     name: String,
     /// The new release's node tarball, or the version of one that is installed
-    release: String,
+    #[arg(required_unless_present = "in_place")]
+    release: Option<String>,
+    /// Install a requirement, or a Python project, wheel or sdist by its path, where it serves;
+    /// may be given more than once
+    #[arg(
+        long,
+        value_name = "REQUIREMENT|PATH",
+        conflicts_with_all = [
+            "release", "preview", "confirm_within", "watch", "drain", "storage",
+            "allow_downgrade", "allow_expired",
+        ]
+    )]
+    in_place: Vec<String>,
     /// How long the new release is watched: 30s, 5m
     #[arg(long, value_name = "TIME", default_value = "10s")]
     watch: Seconds,
@@ -60,7 +74,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let mut app = node.installed(&args.name)?;
     let _lock = super::take_over_unless(args.dry_run, &node, &args.name, "upgrade", context)?;
     check_unconfirmed(args, &node.installed(&args.name)?)?;
-    let version = install(args, &node, context)?;
+    let Some(release) = &args.release else { return in_place(args, &node, context) };
+    let version = install(args, release, &node, context)?;
     check_preview(&node.installed(&args.name)?, &version)?;
     app = if args.dry_run { app } else { node.installed(&args.name)? };
     let Some(session) = app.session.clone() else {
@@ -90,15 +105,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let say = |text: &str| context.ui.step(text);
     let manifest_of = |version: &str| super::manifest_of(&node, &app, version);
     let subject = Subject { context, node: &node, app: &args.name, verb: "upgrade" };
-    let settled = subject.record_steps(
-        &history::who(),
-        |_| Outcome::Done,
-        |say| {
-            let drain = args.drain.duration();
-            let (node, supervisor) = (&node, supervisor.as_ref());
-            Ending { node, supervisor, manifest_of: &manifest_of, drain, say }.settle(app.clone())
-        },
-    )?;
+    let settled = settle(args, &app, &subject, supervisor.as_ref())?;
     let serving = settled.session.clone().map(|session| session.version).unwrap_or_default();
     let what = format!("{} from {serving} to {version}", args.name);
     if serving == version {
@@ -128,6 +135,67 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             "{serving} serves again in {within}{tended}, unless: farmctl confirm {}",
             args.name
         ));
+    }
+    Ok(Exit::Done)
+}
+
+/// Ends what an upgrade that was interrupted left standing by.
+fn settle(
+    args: &Args,
+    app: &App,
+    subject: &Subject<'_>,
+    supervisor: &dyn Supervise,
+) -> Result<App> {
+    let node = subject.node;
+    let manifest_of = |version: &str| super::manifest_of(node, app, version);
+    subject.record_steps(
+        &history::who(),
+        |_| Outcome::Done,
+        |say| {
+            let drain = args.drain.duration();
+            Ending { node, supervisor, manifest_of: &manifest_of, drain, say }.settle(app.clone())
+        },
+    )
+}
+
+/// Changes what serves where it runs.
+fn in_place(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
+    let started = super::started(node, &args.name)?;
+    let supervisor = supervise::detect(node.layout());
+    if let Some(preview) = &started.app.preview {
+        return refuse(
+            format_args!("{} has a preview of {}", args.name, preview.session.version),
+            format!("farmctl stop {} --preview ends it", args.name),
+        );
+    }
+    if !args.dry_run {
+        let subject = Subject { context, node, app: &args.name, verb: "upgrade" };
+        settle(args, &started.app, &subject, supervisor.as_ref())?;
+    }
+    let started = super::started(node, &args.name)?;
+    let revision = Revision {
+        node,
+        supervisor: supervisor.as_ref(),
+        started: &started,
+        wanted: &args.in_place,
+        context,
+    };
+    revision.check()?;
+    if args.dry_run {
+        context.show_plan(&revision.plan()?);
+        return Ok(Exit::Done);
+    }
+    for job in switch::upgrade_jobs(&started.manifest) {
+        context
+            .ui
+            .warn(format!("the job {job} is not run: only an upgrade to a release does that"));
+    }
+    let (name, from) = (&args.name, &started.manifest.version);
+    match revision.carry_out()? {
+        None => context.ui.already(format!("{name} {from} has that already")),
+        Some((version, what)) => {
+            context.ui.done(format!("upgraded {name} in place from {from} to {version}: {what}"));
+        }
     }
     Ok(Exit::Done)
 }
@@ -189,15 +257,15 @@ fn preview(
 }
 
 /// Installs the release if it is a tarball that is not installed yet; answers its version.
-fn install(args: &Args, node: &Node, context: &Context) -> Result<String> {
+fn install(args: &Args, release: &str, node: &Node, context: &Context) -> Result<String> {
     let app = node.installed(&args.name)?;
-    if app.release(&args.release).is_some() {
-        return Ok(args.release.clone());
+    if app.release(release).is_some() {
+        return Ok(release.to_owned());
     }
-    let file = Path::new(&args.release);
+    let file = Path::new(release);
     if !file.exists() {
         return refuse(
-            format_args!("{} is neither a release of {} nor a file", args.release, args.name),
+            format_args!("{release} is neither a release of {} nor a file", args.name),
             format!("{}; or name a node tarball", releases(&app)),
         );
     }
@@ -207,8 +275,8 @@ fn install(args: &Args, node: &Node, context: &Context) -> Result<String> {
         let (name, version) = (archive.manifest().name.clone(), archive.manifest().version.clone());
         if name != args.name {
             return refuse(
-                format_args!("{} is a release of {name}, not of {}", args.release, args.name),
-                format!("farmctl upgrade {name} {}", args.release),
+                format_args!("{release} is a release of {name}, not of {}", args.name),
+                format!("farmctl upgrade {name} {release}"),
             );
         }
         match incoming::arrive(archive, &args.options, node)? {

@@ -15,7 +15,7 @@ use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
 use crate::locked::Network;
 use crate::manifest::{FileIndex, Manifest, Owner};
-use crate::mount::{self, Mount};
+use crate::mount;
 use crate::node::Object;
 use crate::run;
 use crate::schroot;
@@ -195,7 +195,12 @@ fn verify_release(args: &Args, context: &Context) -> Result<Exit> {
     tree.close()?;
     let what = format!("{} {version}", app.name);
     if report(&differences, args, context) {
-        context.ui.done(format!("{what} is as installed: {}", paths(index.files.len())));
+        let derived = manifest
+            .derived
+            .as_ref()
+            .map(|it| format!(", derived from {} by installing {}", it.from, it.by.join(", ")));
+        let (paths, derived) = (paths(index.files.len()), derived.unwrap_or_default());
+        context.ui.done(format!("{what} is as installed: {paths}{derived}"));
         return Ok(Exit::Done);
     }
     context.ui.warn(format!(
@@ -218,20 +223,13 @@ fn verify_session(args: &Args, context: &Context) -> Result<Exit> {
         );
     }
     mount::private_namespace()?;
-    // Bound without what is mounted in it: data, sockets, /proc.
-    let place = node.layout().trees();
-    file::make_directory(&place, 0o700)?;
-    let bound = Mount::bind(&schroot::mount_of(&session.name), &place, true)?;
-    let mut differences = compare(&place, &manifest, &index, context)?;
-    bound.close()?;
-    let written = session::written_paths(&manifest);
-    let home = manifest.profile.home();
-    differences.retain(|difference| {
-        let path = Path::new("/").join(difference.path());
-        let given = |what: &str| path.starts_with(&home) && what.starts_with("owner ");
-        let begun = matches!(difference, Difference::Changed { what, .. } if given(what));
-        !begun && !written.contains(&path)
-    });
+    let meter = context.ui.meter("comparing");
+    let differences =
+        session::compare(node.layout(), &session, &manifest, &index, &|done, all| {
+            meter.set(done, all);
+            run::check_interrupted()
+        })?;
+    drop(meter);
     let what = format!("session {} of {}", session.name, app.name);
     if report(&differences, args, context) {
         context.ui.done(format!("{what} is as its release {}", session.version));

@@ -299,6 +299,7 @@ mod tests {
             epoch: 0,
             serial: None,
             expires: None,
+            derived: None,
             profile,
             inputs: crate::manifest::Inputs::default(),
             files: nothing,

@@ -49,6 +49,13 @@ pub enum Object {
         /// Application.
         app: String,
     },
+    /// Files of the session that serves an application that are those of another release.
+    Revision {
+        /// Application.
+        app: String,
+        /// Version of the other release.
+        to: String,
+    },
     /// A session's programs under the supervisor.
     Programs {
         /// Name of the session.
@@ -145,6 +152,7 @@ impl std::fmt::Display for Object {
             Self::Chroot { name } => write!(f, "chroot {name}"),
             Self::Session { name, .. } => write!(f, "session {name}"),
             Self::Sockets { app } => write!(f, "sockets of {app}"),
+            Self::Revision { app, to } => write!(f, "files of {to} in the session of {app}"),
             Self::Programs { session } => write!(f, "processes of session {session}"),
             Self::Front { app } => write!(f, "vhost of {app}"),
             Self::Preview { app } => write!(f, "vhost of the preview of {app}"),

@@ -205,6 +205,20 @@ impl Installer {
         call.args(["-r", file])
     }
 
+    /// The call that installs these requirements, or paths inside, with what they depend on.
+    #[must_use]
+    pub fn install(&self, chroot: &Chroot, virtualenv: &Path, wanted: &[String]) -> Invocation {
+        self.installing(chroot, virtualenv).args(wanted)
+    }
+
+    /// The call that installs what is at a path inside, also if its version is there already.
+    #[must_use]
+    pub fn install_again(&self, chroot: &Chroot, virtualenv: &Path, path: &str) -> Invocation {
+        // What was built before was built of other files.
+        let call = self.installing(chroot, virtualenv);
+        call.args(["--force-reinstall", "--no-cache-dir", "--no-deps", path])
+    }
+
     /// The call that installs the project itself.
     #[must_use]
     pub fn install_project(&self, chroot: &Chroot, virtualenv: &Path, path: &str) -> Invocation {

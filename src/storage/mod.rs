@@ -170,7 +170,7 @@ impl Drop for Tree {
 }
 
 /// A place that keeps environment trees.
-pub trait Storage: std::fmt::Debug {
+pub trait Storage: std::fmt::Debug + Sync {
     /// Name in settings, state and `--storage`.
     fn name(&self) -> &'static str;
     /// Programs it needs on the host.

@@ -125,7 +125,7 @@ pub enum Until {
 pub type Take<'a> = dyn FnMut(&str, &str) -> ControlFlow<()> + 'a;
 
 /// Runs processes, starts them again when they die, and keeps their output.
-pub trait Supervise: fmt::Debug {
+pub trait Supervise: fmt::Debug + Sync {
     /// What it is, and why it is this one, for people.
     fn describe(&self) -> String;
     /// Programs it needs on the host.

@@ -41,6 +41,7 @@ pub fn draft() -> Manifest {
         epoch: EPOCH,
         serial: None,
         expires: None,
+        derived: None,
         profile: serde_json::from_value(profile).expect("a minimal profile"),
         inputs: Inputs::default(),
         files: Hashed { size: 0, sha256: String::new() },

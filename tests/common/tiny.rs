@@ -185,6 +185,7 @@ impl Tiny {
             epoch: EPOCH,
             serial: self.serial,
             expires: self.expires.clone(),
+            derived: None,
             profile: self.profile.clone(),
             inputs: Inputs {
                 packages: self.packages.clone(),
