@@ -2,7 +2,6 @@
 //!
 //! Pure values: all of it is in the manifests and the file indexes.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use schemars::JsonSchema;
@@ -211,17 +210,7 @@ fn groups(before: Side<'_>, after: Side<'_>) -> Vec<Group> {
         }
     }
     let (from, to) = (capabilities(before.manifest), capabilities(after.manifest));
-    let mut left = before.files.files.iter().peekable();
-    let mut right = after.files.files.iter().peekable();
-    loop {
-        let order = match (left.peek(), right.peek()) {
-            (None, None) => break,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(one), Some(other)) => one.path.as_bytes().cmp(other.path.as_bytes()),
-        };
-        let old = if order.is_le() { left.next() } else { None };
-        let new = if order.is_ge() { right.next() } else { None };
+    for (old, new) in before.files.paired(after.files) {
         let (Some(entry), how) = (match (old, new) {
             (Some(old), Some(new)) => {
                 let path = old.path.as_str();

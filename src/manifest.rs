@@ -4,13 +4,15 @@
 //! Pure values. The identity of a release is the SHA-256 of the manifest's bytes as
 //! they lie in the tarball.
 
+use std::cmp::Ordering;
 use std::fmt;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use schemars::JsonSchema;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::error::refuse;
 use crate::profile::Profile;
 
 /// The newest manifest schema this farmctl reads.
@@ -34,6 +36,29 @@ pub const ENTRIES_LIMIT: usize = 1_000_000;
 pub const PAYLOAD_LIMIT: u64 = 1 << 40;
 /// Longest name or version of what went in, bytes.
 const WORD_LIMIT: usize = 255;
+
+/// The one field every schema has.
+#[derive(Deserialize)]
+struct Versioned {
+    schema: u32,
+}
+
+/// Reads a manifest's bytes.
+///
+/// # Errors
+/// When they are none, or a newer farmctl's.
+pub fn parse(bytes: &[u8]) -> Result<Manifest> {
+    let context = "reading the manifest";
+    let Versioned { schema } = serde_json::from_slice(bytes).context(context)?;
+    if schema > SCHEMA {
+        return refuse(
+            format!("made by a newer farmctl (schema {schema}, this one reads {SCHEMA})"),
+            "upgrade farmctl",
+        );
+    }
+    ensure!(schema == SCHEMA, "the manifest has schema {schema}, which never was");
+    serde_json::from_slice(bytes).context(context)
+}
 
 /// `.farmctl/manifest.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema, Deserialize)]
@@ -213,6 +238,29 @@ pub struct FileIndex {
     /// Every path, ascending by bytes; at most [`ENTRIES_LIMIT`].
     #[serde(deserialize_with = "bounded")]
     pub files: Vec<FileEntry>,
+}
+
+impl FileIndex {
+    /// Every path of this index and of another one, ascending, as each has it.
+    #[must_use]
+    pub fn paired<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> Vec<(Option<&'a FileEntry>, Option<&'a FileEntry>)> {
+        let mut left = self.files.iter().peekable();
+        let mut right = other.files.iter().peekable();
+        let mut pairs = Vec::with_capacity(self.files.len().max(other.files.len()));
+        loop {
+            let order = match (left.peek(), right.peek()) {
+                (None, None) => return pairs,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(one), Some(other)) => one.path.as_bytes().cmp(other.path.as_bytes()),
+            };
+            let one = if order.is_le() { left.next() } else { None };
+            pairs.push((one, if order.is_ge() { right.next() } else { None }));
+        }
+    }
 }
 
 /// One path of the payload.

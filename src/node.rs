@@ -24,6 +24,7 @@ pub use self::transaction::{Transaction, TransactionRecord};
 use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::layout::Layout;
+use crate::manifest::{self, FileIndex, Manifest};
 use crate::release::{App, EnvironmentRecord};
 use crate::settings::{Ground, Settings, Site};
 
@@ -209,6 +210,28 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// The manifest of an installed release; none if it is not there.
+    ///
+    /// # Errors
+    /// When it is none, or a newer farmctl's.
+    pub fn manifest(&self, app: &str, version: &str) -> Result<Option<Manifest>> {
+        let path = self.layout.release(app, version).join("manifest.json");
+        let text = file::read_if_there(&path)?;
+        text.map(|text| manifest::parse(text.as_bytes())).transpose()
+    }
+
+    /// The file index of an installed release; none if it is not there.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn index(&self, app: &str, version: &str) -> Result<Option<FileIndex>> {
+        let path = self.layout.release(app, version).join("files.json");
+        let read = |text: String| {
+            serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
+        };
+        file::read_if_there(&path)?.map(read).transpose()
     }
 
     /// All applications, by name.

@@ -4,15 +4,13 @@
 //! A HUP has a server read its files again, and those of a session are a copy of its
 //! release's: so the files are changed there first, one rename at a time.
 
-use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
 use crate::error::refuse;
 use crate::inside::{Inside, Owner};
-use crate::layout::Layout;
-use crate::manifest::{FileEntry, FileIndex, FileKind, Manifest};
+use crate::manifest::{FileEntry, FileIndex, FileKind};
 use crate::mount;
 use crate::node::Node;
 use crate::release::App;
@@ -21,7 +19,7 @@ use crate::serve::Served;
 use crate::session;
 use crate::storage::{self, Access};
 use crate::supervise;
-use crate::tarball::{self, Difference};
+use crate::tarball::Difference;
 
 /// A path that two releases do not have in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,32 +56,21 @@ pub fn changes<'a>(
     after: &'a FileIndex,
     written: &[PathBuf],
 ) -> Vec<Change<'a>> {
-    let mut found = Vec::new();
-    let (mut old, mut new) = (before.files.iter().peekable(), after.files.iter().peekable());
-    loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => break,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(one), Some(other)) => one.path.as_bytes().cmp(other.path.as_bytes()),
-        };
-        let before = if order.is_le() { old.next() } else { None };
-        let after = if order.is_ge() { new.next() } else { None };
-        let change = Change { before, after };
-        // Whose a path is makes no difference to it, and when a name came or went in a
-        // directory is no more than that.
-        let same = before.zip(after).is_some_and(|(before, after)| {
-            let mut other = FileEntry { owner: before.owner.clone(), ..after.clone() };
-            if other.kind == FileKind::Directory {
-                other.mtime = before.mtime;
-            }
-            *before == other
-        });
-        if !same && !written.contains(&Path::new("/").join(change.path())) {
-            found.push(change);
+    // Whose a path is makes no difference to it, and when a name came or went in a directory is
+    // no more than that.
+    let same = |before: &FileEntry, after: &FileEntry| {
+        let mut other = FileEntry { owner: before.owner.clone(), ..after.clone() };
+        if other.kind == FileKind::Directory {
+            other.mtime = before.mtime;
         }
-    }
-    found
+        *before == other
+    };
+    let pairs = before.paired(after).into_iter();
+    pairs
+        .filter(|(before, after)| !before.zip(*after).is_some_and(|(one, other)| same(one, other)))
+        .map(|(before, after)| Change { before, after })
+        .filter(|change| !written.contains(&Path::new("/").join(change.path())))
+        .collect()
 }
 
 /// Makes the changes in a tree, with the contents another one has.
@@ -102,6 +89,7 @@ pub fn apply(tree: &Path, contents: &Path, changes: &[Change<'_>]) -> Result<()>
         match &entry.kind {
             FileKind::Directory => inside.make_directory(&path, entry.mode, owner)?,
             FileKind::Symlink { target } => inside.link(&path, target, owner)?,
+            // Another name of a file becomes a file of its own; installers make none.
             FileKind::File { .. } | FileKind::HardLink { .. } => {
                 let bytes = contents.read_bytes(&path)?;
                 let bytes = bytes.with_context(|| format!("no {} to take", path.display()))?;
@@ -123,25 +111,6 @@ pub fn set_times(tree: &Path, index: &FileIndex) -> Result<()> {
     files.try_for_each(|entry| inside.set_time(&Path::new("/").join(&entry.path), entry.mtime))
 }
 
-/// Reads the file index of a release; none if it is not there.
-///
-/// # Errors
-/// When it is none.
-pub fn index(layout: &Layout, app: &str, version: &str) -> Result<Option<FileIndex>> {
-    let path = layout.release(app, version).join("files.json");
-    let text = crate::file::read_if_there(&path)?;
-    text.map(|text| {
-        serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
-    })
-    .transpose()
-}
-
-fn manifest(layout: &Layout, app: &str, version: &str) -> Result<Option<Manifest>> {
-    let path = layout.release(app, version).join("manifest.json");
-    let text = crate::file::read_if_there(&path)?;
-    text.map(|text| tarball::parse_manifest(text.as_bytes())).transpose()
-}
-
 /// Has the session that serves an application have the files of its release again, and not
 /// those of `to`, and its processes run what is there.
 ///
@@ -152,10 +121,10 @@ pub fn undo(node: &Node, app: &App, to: &str) -> Result<()> {
     let Some(session) = &app.session else { return Ok(()) };
     let from = &session.version;
     let Some(release) = app.release(from) else { return Ok(()) };
-    let (before, after) = (index(layout, &app.name, from)?, index(layout, &app.name, to)?);
+    let (before, after) = (node.index(&app.name, from)?, node.index(&app.name, to)?);
     // Without the index of the other one nothing has been changed.
     let (Some(before), Some(after)) = (before, after) else { return Ok(()) };
-    let Some(manifest) = manifest(layout, &app.name, from)? else { return Ok(()) };
+    let Some(manifest) = node.manifest(&app.name, from)? else { return Ok(()) };
     let storage = storage::named(&release.storage, &node.site())?;
     if !schroot::is_live(&session.name)? {
         storage.activate_copy(&session.name)?;
@@ -202,6 +171,7 @@ mod tests {
 
     use super::*;
     use crate::manifest::Owner as Whose;
+    use crate::tarball;
 
     /// Seconds since 1970: no file in a test is older.
     const EPOCH: i64 = 1_700_000_000;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 
 use crate::chroot::{BORROWED, Chroot};
 use crate::debian::{self, Origin};
-use crate::error::{Mark as _, refuse};
+use crate::error::Mark as _;
 use crate::file;
 use crate::git;
 use crate::layout::{self, Layout};
@@ -59,16 +59,12 @@ impl Stage {
             .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
         storage.fork(&environment.volume, &volume, &transaction.mark())?;
         let tree = storage.open(&volume, Access::ReadWrite)?;
-        let mut chroot = Chroot::enter(tree.path(), environment.epoch)?;
-        let cache =
-            debian::package_cache(&layout.cache(), &environment.suite, &environment.architecture);
-        debian::lend_archives(&mut chroot, &cache)?;
-        let project = chroot.outside(python::PROJECT);
+        let EnvironmentRecord { suite, architecture, epoch, .. } = environment;
+        let mut stage = Self::enter(tree, volume, (suite, architecture), *epoch, layout)?;
+        let project = stage.chroot.outside(python::PROJECT);
         file::make_directory(&project, 0o755)?;
-        let project_sha256 =
-            source.copy_to(&project, environment.epoch).context("copying the project")?;
-        let before = debian::installed_packages(&chroot)?;
-        Ok(Self { chroot, project_sha256, volume, tree, before, origin: Origin::Mirror })
+        stage.project_sha256 = source.copy_to(&project, *epoch).context("copying the project")?;
+        Ok(stage)
     }
 
     /// Enters a fork of a release instead.
@@ -81,12 +77,22 @@ impl Stage {
         manifest: &Manifest,
         layout: &Layout,
     ) -> Result<Self> {
-        let mut chroot = Chroot::enter(tree.path(), manifest.epoch)?;
-        let suite = &manifest.profile.environment.suite;
-        let cache = debian::package_cache(&layout.cache(), suite, &manifest.architecture);
+        let debian = (manifest.profile.environment.suite.as_str(), &*manifest.architecture);
+        Self::enter(tree, volume, debian, manifest.epoch, layout)
+    }
+
+    fn enter(
+        tree: Tree,
+        volume: String,
+        (suite, architecture): (&str, &str),
+        epoch: i64,
+        layout: &Layout,
+    ) -> Result<Self> {
+        let mut chroot = Chroot::enter(tree.path(), epoch)?;
+        let cache = debian::package_cache(&layout.cache(), suite, architecture);
         debian::lend_archives(&mut chroot, &cache)?;
         let before = debian::installed_packages(&chroot)?;
-        let project_sha256 = manifest.inputs.project_sha256.clone();
+        let project_sha256 = String::new();
         Ok(Self { chroot, project_sha256, volume, tree, before, origin: Origin::Mirror })
     }
 
@@ -164,18 +170,8 @@ impl Stage {
         let Some(url) = project.strip_prefix("git+") else {
             let path = Path::new(python::PROJECT).join(project);
             let outside = self.chroot.outside(&path);
-            let installable = outside.is_file()
-                || ["pyproject.toml", "setup.py", "setup.cfg"]
-                    .iter()
-                    .any(|name| outside.join(name).is_file());
-            if !installable {
-                return refuse(
-                    format_args!(
-                        "{project} is neither a wheel, an sdist, nor a directory with a pyproject.toml or setup.py"
-                    ),
-                    "use [[copy]] for files that are no Python distribution",
-                );
-            }
+            python::build::require_installable(&outside, project)
+                .hint("use [[copy]] for files that are no Python distribution")?;
             return Ok(path.to_string_lossy().into_owned());
         };
         let (url, commit) = url.rsplit_once('@').unwrap_or((url, ""));

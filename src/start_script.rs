@@ -68,36 +68,26 @@ fn settings(profile: &Profile) -> anyhow::Result<String> {
         Some("chosen=$1\n\tshift\n"),
         &cases,
     );
-    text += &asides(
-        ("reload_by_command", "Has a process take up its code."),
-        "reload-command",
-        |process| process.reload_command.as_deref(),
-        profile,
-    )?;
-    text += &asides(
-        ("drain_process", "Has a balancer send a process no more requests."),
-        "drain",
-        |process| process.drain.as_deref(),
-        profile,
-    )?;
-    text += &asides(
-        ("admit_process", "Has a balancer send a process requests again."),
-        "admit",
-        |process| process.admit.as_deref(),
-        profile,
-    )?;
-    text += &asides(
-        ("check_process", "Looks whether a process could take up its code."),
-        "check",
-        |process| process.check.as_deref(),
-        profile,
-    )?;
-    text += &asides(
-        ("ready_process", "Looks whether a process serves."),
-        "ready.command",
-        |process| process.ready.as_ref()?.command.as_deref(),
-        profile,
-    )?;
+    let beside: [Beside; 5] = [
+        ("reload_by_command", "Has a process take up its code.", "reload-command", |process| {
+            process.reload_command.as_ref()
+        }),
+        ("drain_process", "Has a balancer send a process no more requests.", "drain", |process| {
+            process.drain.as_ref()
+        }),
+        ("admit_process", "Has a balancer send a process requests again.", "admit", |process| {
+            process.admit.as_ref()
+        }),
+        ("check_process", "Looks whether a process could take up its code.", "check", |process| {
+            process.check.as_ref()
+        }),
+        ("ready_process", "Looks whether a process serves.", "ready.command", |process| {
+            process.ready.as_ref()?.command.as_ref()
+        }),
+    ];
+    for aside in beside {
+        text += &asides(aside, profile)?;
+    }
     let mut cases = Vec::new();
     for job in &profile.jobs {
         cases.push((job.name.as_str(), job_of(job, profile)?));
@@ -214,14 +204,12 @@ fn command_of(process: &Process, profile: &Profile) -> anyhow::Result<String> {
         + &format!("{NUMBERS}\t\texec {} \"$@\"", command.trim()))
 }
 
+/// A function's name and comment, where the profile has its command, and that.
+type Beside = (&'static str, &'static str, &'static str, fn(&Process) -> Option<&String>);
+
 /// A function that chooses a command beside a process's own, each in the process's
 /// surroundings and a shell of its own; `key` is where the profile has it.
-fn asides(
-    (name, comment): (&str, &str),
-    key: &str,
-    of: impl Fn(&Process) -> Option<&str>,
-    profile: &Profile,
-) -> anyhow::Result<String> {
+fn asides((name, comment, key, of): Beside, profile: &Profile) -> anyhow::Result<String> {
     let mut cases = Vec::new();
     for process in &profile.processes {
         let Some(command) = of(process) else { continue };

@@ -188,7 +188,9 @@ impl Incoming {
         front::export_static(&manifest, tree.path(), node.layout(), transaction)?;
         tree.close()?;
         storage.seal(&volume, Access::ReadOnly)?;
-        keep_manifest(archive, node, transaction)?;
+        let files = serde_json::to_vec(archive.files()).context("writing the file index")?;
+        let (text, signature) = (archive.manifest_bytes(), archive.signature());
+        keep(&manifest, text, signature, &files, node, transaction)?;
         let chroot = layout::release_chroot(name, version);
         transaction.intend(Object::Chroot { name: chroot })?;
         schroot::register(&definition(
@@ -284,18 +286,23 @@ fn make_account(name: &str, node: &Node, transaction: &mut Transaction) -> Resul
 }
 
 /// Keeps manifest and file index beside the volume, for `verify` and the start.
-fn keep_manifest(archive: &Archive, node: &Node, transaction: &mut Transaction) -> Result<()> {
-    let manifest = archive.manifest();
+pub(super) fn keep(
+    manifest: &Manifest,
+    text: &[u8],
+    signature: Option<&str>,
+    files: &[u8],
+    node: &Node,
+    transaction: &mut Transaction,
+) -> Result<()> {
     let directory = node.layout().release(&manifest.name, &manifest.version);
     transaction.intend(Object::Path { path: directory.clone() })?;
     // What an interrupted removal left of an earlier release of this version.
     storage::remove_tree(&directory)?;
     file::make_directory(&directory, 0o755)?;
-    let files = serde_json::to_vec(archive.files()).context("writing the file index")?;
-    file::publish(&directory.join("files.json"), &files, 0o644)?;
-    if let Some(signature) = archive.signature() {
+    file::publish(&directory.join("files.json"), files, 0o644)?;
+    if let Some(signature) = signature {
         file::publish(&directory.join("manifest.json.minisig"), signature.as_bytes(), 0o644)?;
     }
-    file::publish(&directory.join("manifest.json"), archive.manifest_bytes(), 0o644)?;
+    file::publish(&directory.join("manifest.json"), text, 0o644)?;
     file::sync_directory(&directory)
 }

@@ -211,12 +211,7 @@ fn directory_of(path: &Path) -> PathBuf {
 
 /// Reads the manifest of an installed release.
 fn manifest_of(node: &Node, app: &App, version: &str) -> Result<Manifest> {
-    let path = node.layout().release(&app.name, version).join("manifest.json");
-    let text = crate::file::read_if_there(&path)?;
-    match text {
-        Some(text) => crate::tarball::parse_manifest(text.as_bytes()),
-        None => refuse(format_args!("{} is missing", path.display()), reinstall(app, version)),
-    }
+    kept(node.manifest(&app.name, version)?, "manifest.json", node, app, version)
 }
 
 /// How full a thin pool's metadata is, as the end of a line; nothing for other storage.
@@ -226,12 +221,18 @@ fn metadata(percent: Option<f64>) -> String {
 
 /// Reads the file index of an installed release.
 fn index_of(node: &Node, app: &App, version: &str) -> Result<FileIndex> {
-    let path = node.layout().release(&app.name, version).join("files.json");
-    match crate::file::read_if_there(&path)? {
-        Some(text) => serde_json::from_str(&text)
-            .with_context(|| format!("reading {}", path.display()))
-            .hint_with(|| reinstall(app, version)),
-        None => refuse(format_args!("{} is missing", path.display()), reinstall(app, version)),
+    let index = node.index(&app.name, version).hint_with(|| reinstall(app, version))?;
+    kept(index, "files.json", node, app, version)
+}
+
+/// What is kept of an installed release; it must be there.
+fn kept<T>(there: Option<T>, name: &str, node: &Node, app: &App, version: &str) -> Result<T> {
+    match there {
+        Some(there) => Ok(there),
+        None => {
+            let path = node.layout().release(&app.name, version).join(name);
+            refuse(format_args!("{} is missing", path.display()), reinstall(app, version))
+        }
     }
 }
 

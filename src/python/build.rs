@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::{Installer, POOL, make_virtualenv};
 use crate::chroot::{BORROWED, Chroot};
@@ -127,6 +127,18 @@ pub fn sdists(wheels: &Path, distributions: &[Locked]) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(found)
+}
+
+/// Refuses a path an installer takes nothing from; `shown` is how it was named.
+///
+/// # Errors
+/// Then.
+pub fn require_installable(path: &Path, shown: &str) -> Result<()> {
+    let says = |name: &str| path.join(name).is_file();
+    if path.is_file() || ["pyproject.toml", "setup.py", "setup.cfg"].into_iter().any(says) {
+        return Ok(());
+    }
+    bail!("{shown} is neither a wheel, an sdist, nor a directory with a pyproject.toml or setup.py")
 }
 
 /// Whether a file is ready to be installed, by its name.

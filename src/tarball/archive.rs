@@ -7,7 +7,6 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::fcntl::OFlag;
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::decode::{Decoded, decode_blocks};
@@ -18,10 +17,9 @@ use super::rules::{check_capability, check_index};
 use super::walk::SET_ID;
 use super::xz::{self, Block};
 use super::{Progress, from_hex, hex, sha256};
-use crate::error::refuse;
 use crate::manifest::{
-    ENTRIES_LIMIT, FILES_LIMIT, FILES_MEMBER, FileIndex, FileKind, MANIFEST_LIMIT, MANIFEST_MEMBER,
-    Manifest, SCHEMA, SIGNATURE_LIMIT, SIGNATURE_MEMBER, SetId,
+    self, ENTRIES_LIMIT, FILES_LIMIT, FILES_MEMBER, FileIndex, FileKind, MANIFEST_LIMIT,
+    MANIFEST_MEMBER, Manifest, SCHEMA, SIGNATURE_LIMIT, SIGNATURE_MEMBER, SetId,
 };
 
 /// What is asked about the manifest's bytes and the signature over them.
@@ -47,12 +45,6 @@ pub struct Archive {
     /// The payload's blocks; the manifest has their hashes.
     blocks: Vec<Block>,
     capabilities: HashMap<String, Vec<u8>>,
-}
-
-/// The one field every schema has.
-#[derive(Deserialize)]
-struct Versioned {
-    schema: u32,
 }
 
 impl Archive {
@@ -98,7 +90,7 @@ impl Archive {
         signed(&manifest_bytes, signature.as_deref())?;
         let (last, _) = next()?;
         let blocks = Vec::from(blocks);
-        let manifest = parse_manifest(&manifest_bytes)?;
+        let manifest = manifest::parse(&manifest_bytes)?;
         manifest.validate().context("checking the manifest")?;
         let (files_time, files) = read_own(&file, last, FILES_MEMBER, FILES_LIMIT)?;
         ensure!(
@@ -317,23 +309,6 @@ fn read_own(file: &File, block: Block, path: &str, limit: u64) -> Result<(i64, V
         Ok((member.mtime, bytes))
     };
     read().with_context(|| format!("reading {path}"))
-}
-
-/// Reads a manifest's bytes.
-///
-/// # Errors
-/// When they are none, or a newer farmctl's.
-pub fn parse_manifest(bytes: &[u8]) -> Result<Manifest> {
-    let context = "reading the manifest";
-    let Versioned { schema } = serde_json::from_slice(bytes).context(context)?;
-    if schema > SCHEMA {
-        return refuse(
-            format!("made by a newer farmctl (schema {schema}, this one reads {SCHEMA})"),
-            "upgrade farmctl",
-        );
-    }
-    ensure!(schema == SCHEMA, "the manifest has schema {schema}, which never was");
-    serde_json::from_slice(bytes).context(context)
 }
 
 /// Checks manifest, file index and blocks against each other; returns the capabilities

@@ -420,7 +420,7 @@ fn manifest() {
     let (_directory, _, packed) = super::fixture::tarball();
     let seeds = vec![serde_json::to_vec(&packed.manifest).expect("plain values")];
     let read = |input: &[u8]| {
-        let manifest = super::parse_manifest(input)?;
+        let manifest = crate::manifest::parse(input)?;
         manifest.validate()?;
         json::<crate::manifest::Manifest>(input).map(drop)
     };

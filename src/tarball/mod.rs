@@ -37,7 +37,7 @@ mod hostile;
 #[cfg(test)]
 mod tests;
 
-pub use archive::{Archive, Check, parse_manifest};
+pub use archive::{Archive, Check};
 pub use compare::{Difference, compare};
 pub use pack::{Packed, pack};
 pub use plain::{restore_tree, save_tree};

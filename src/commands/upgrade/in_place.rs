@@ -72,17 +72,8 @@ impl Revision<'_> {
             if !wanted.contains('/') && !path.exists() {
                 continue;
             }
-            let installable = path.is_file()
-                || ["pyproject.toml", "setup.py"].iter().any(|name| path.join(name).is_file());
-            if !installable {
-                return refuse(
-                    format_args!(
-                        "{wanted} is neither a wheel, an sdist, nor a directory with a \
-                         pyproject.toml or setup.py"
-                    ),
-                    "name a requirement, NAME==VERSION, or the path of a Python project",
-                );
-            }
+            python::build::require_installable(path, wanted)
+                .hint("name a requirement, NAME==VERSION, or the path of a Python project")?;
         }
         let version = app.next_version(&manifest.version);
         crate::profile::check_version(&version)
@@ -167,15 +158,17 @@ impl Revision<'_> {
         let made = mount::in_private_namespace(|| {
             let tree = storage.open(&volume, Access::ReadWrite)?;
             let stage = Stage::of_release(tree, volume.clone(), manifest, self.node.layout())?;
-            let made = self.install(stage, version, &origin.identity, transaction)?;
-            Ok(made)
+            self.install(stage, version, &origin.identity, transaction)
         })?;
-        let Some((manifest, index)) = made else {
+        let Some((mut manifest, index)) = made else {
             storage.remove(&volume)?;
             return Ok(None);
         };
         storage.seal(&volume, Access::ReadOnly)?;
-        let identity = self.keep(&manifest, &index, transaction)?;
+        let files = serde_json::to_vec(&index).context("writing the file index")?;
+        manifest.files = Hashed { size: files.len() as u64, sha256: crate::hash::hex(&files) };
+        let text = serde_json::to_vec(&manifest).context("writing the manifest")?;
+        incoming::keep(&manifest, &text, None, &files, self.node, transaction)?;
         transaction.intend(Object::Chroot { name: layout::release_chroot(&app.name, version) })?;
         let (node, mark) = (self.node, transaction.mark());
         schroot::register(&incoming::definition(
@@ -187,7 +180,7 @@ impl Revision<'_> {
         )?)?;
         let release = Release {
             version: version.to_owned(),
-            identity,
+            identity: crate::hash::hex(&text),
             storage: storage_name,
             volume,
             installed: node::now(),
@@ -245,21 +238,19 @@ impl Revision<'_> {
             return Ok(None);
         }
         revise::set_times(tree.path(), &scan.index)?;
-        let bytes = serde_json::to_vec(&scan.index).context("writing the file index")?;
         let made = Manifest {
             farmctl: env!("CARGO_PKG_VERSION").to_owned(),
             version: version.to_owned(),
             derived: Some(Derived {
                 from: manifest.version.clone(),
                 identity: identity.to_owned(),
-                by: self.wanted.to_vec(),
+                by: self.named(),
             }),
             inputs: Inputs {
                 packages,
                 distributions: python::distributions(tree.path(), &virtualenv)?.0,
                 ..manifest.inputs.clone()
             },
-            files: Hashed { size: bytes.len() as u64, sha256: crate::hash::hex(&bytes) },
             // There is no tarball of it.
             payload: Payload {
                 size: 0,
@@ -303,23 +294,13 @@ impl Revision<'_> {
         Ok((wanted, paths))
     }
 
-    /// Keeps manifest and file index beside the volume; answers the release's identity.
-    fn keep(
-        &self,
-        manifest: &Manifest,
-        index: &FileIndex,
-        transaction: &mut Transaction,
-    ) -> Result<String> {
-        let directory = self.node.layout().release(&manifest.name, &manifest.version);
-        transaction.intend(Object::Path { path: directory.clone() })?;
-        storage::remove_tree(&directory)?;
-        file::make_directory(&directory, 0o755)?;
-        let files = serde_json::to_vec(index).context("writing the file index")?;
-        let text = serde_json::to_vec(manifest).context("writing the manifest")?;
-        file::publish(&directory.join("files.json"), &files, 0o644)?;
-        file::publish(&directory.join("manifest.json"), &text, 0o644)?;
-        file::sync_directory(&directory)?;
-        Ok(crate::hash::hex(&text))
+    /// What is wanted, paths as they are known from everywhere.
+    fn named(&self) -> Vec<String> {
+        let name = |wanted: &String| match Path::new(wanted).canonicalize() {
+            Ok(path) => path.to_string_lossy().into_owned(),
+            Err(_) => wanted.clone(),
+        };
+        self.wanted.iter().map(name).collect()
     }
 
     /// Changes the session, and has its processes take that up.
