@@ -10,6 +10,7 @@ from . import cache, host
 
 LABEL = "vm-share"
 PROFILE = host.ROOT / "profiles/hello"
+REQUIREMENTS = host.ROOT / "vm/guest/requirements.txt"
 PIP = pathlib.Path("/usr/share/python-wheels")
 """Where Debian's python3-pip-whl keeps pip as a wheel, which runs as it is."""
 
@@ -74,7 +75,7 @@ def _bake(farmctl, to):
 
 def wheels():
     """The directory of a Python package index (`simple`, PEP 503) with the wheels hello's
-    lock names and the uv that farmctl fetches."""
+    lock and vm/guest/requirements.txt name, and the uv that farmctl fetches."""
     key = cache.digest(_requirements(), pathlib.Path(__file__))
     return cache.entry("wheels", key, "the index of wheels", _download)
 
@@ -89,8 +90,9 @@ def _requirements():
     if not version or not hashes:
         raise host.Trouble("src/python/mod.rs no longer says which uv it fetches, in the old words")
     wanted.append(("uv", version[1], hashes))
-    return [" ".join([f"{name}=={version}", *(f"--hash=sha256:{it}" for it in hashes)])
-            for name, version, hashes in wanted]
+    lines = [" ".join([f"{name}=={version}", *(f"--hash=sha256:{it}" for it in hashes)])
+             for name, version, hashes in wanted]
+    return lines + REQUIREMENTS.read_text(encoding="ascii").splitlines()
 
 
 def _download(to):
