@@ -60,6 +60,12 @@ impl Chroot {
     /// When something cannot be mounted.
     pub fn enter(tree: &Path, epoch: i64) -> Result<Self> {
         let mut chroot = Self { tree: tree.to_owned(), epoch, mounts: Vec::new(), policy: None };
+        chroot.prepare()?;
+        Ok(chroot)
+    }
+
+    fn prepare(&mut self) -> Result<()> {
+        let tree = self.tree.clone();
         let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
         for (kind, place, flags, options) in [
             ("tmpfs", "dev", MsFlags::MS_NOSUID, "mode=755"),
@@ -70,13 +76,13 @@ impl Chroot {
         ] {
             let target = tree.join(place);
             file::make_directory(&target, 0o755)?;
-            chroot.mounts.insert(0, Mount::new(kind, &target, flags, options)?);
+            self.mounts.insert(0, Mount::new(kind, &target, flags, options)?);
         }
         let dev = tree.join("dev");
         for name in DEVICES {
             let node = dev.join(name);
             fs::write(&node, "").with_context(|| format!("making {}", node.display()))?;
-            chroot.mounts.insert(0, Mount::bind(&Path::new("/dev").join(name), &node, false)?);
+            self.mounts.insert(0, Mount::bind(&Path::new("/dev").join(name), &node, false)?);
         }
         for (name, target) in
             [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")]
@@ -87,12 +93,11 @@ impl Chroot {
             [("shm", "tmpfs", "mode=1777"), ("pts", "devpts", "newinstance,ptmxmode=666,mode=620")]
         {
             file::make_directory(&dev.join(name), 0o755)?;
-            chroot.mounts.insert(0, Mount::new(kind, &dev.join(name), quiet, options)?);
+            self.mounts.insert(0, Mount::new(kind, &dev.join(name), quiet, options)?);
         }
         file::make_directory(&tree.join("run/lock"), 0o755)?;
-        chroot.borrow_network()?;
-        chroot.forbid_daemons()?;
-        Ok(chroot)
+        self.borrow_network()?;
+        self.forbid_daemons()
     }
 
     /// Lends the host's name resolution and certificates.
@@ -169,6 +174,12 @@ impl Chroot {
         &self.tree
     }
 
+    /// What commands see as `SOURCE_DATE_EPOCH`, seconds since 1970.
+    #[must_use]
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
     /// A path inside as the host sees it.
     #[must_use]
     pub fn outside(&self, inside: impl AsRef<Path>) -> PathBuf {
@@ -205,13 +216,25 @@ impl Chroot {
     /// # Errors
     /// When something inside still runs or is mounted.
     pub fn leave(mut self) -> Result<()> {
+        self.clear()
+    }
+
+    /// Takes everything away as long as `body` runs. What was lent, and what lies where it is
+    /// lent, is gone afterwards; so is everything if `body` fails.
+    ///
+    /// # Errors
+    /// As [`Self::leave`], [`Self::enter`], and `body`'s own.
+    pub fn suspended(&mut self, body: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.clear()?;
+        body()?;
+        self.prepare()
+    }
+
+    fn clear(&mut self) -> Result<()> {
         if let Some(policy) = self.policy.take() {
             file::remove_if_there(&policy)?;
         }
-        for mount in std::mem::take(&mut self.mounts) {
-            mount.close()?;
-        }
-        Ok(())
+        std::mem::take(&mut self.mounts).into_iter().try_for_each(Mount::close)
     }
 }
 

@@ -336,7 +336,7 @@ impl Layout {
     }
 }
 
-/// How the name of a volume begins that something is being made on.
+/// How the name of a volume begins that something is being made on, or that is kept for it.
 pub const STAGE: &str = "fv-stage-";
 
 /// Names in the way to a session: its socket, the one beside it that stands by, and its
@@ -412,6 +412,12 @@ pub fn release_volume(app: &str, version: &str) -> String {
 #[must_use]
 pub fn stage_volume(transaction: &str) -> String {
     format!("{STAGE}{transaction}")
+}
+
+/// Volume of a tree a bake keeps: after which step it is kept, and which transaction's.
+#[must_use]
+pub fn kept_volume(environment: &str, step: &str, transaction: &str) -> String {
+    format!("{STAGE}{environment}-{step}-{transaction}")
 }
 
 /// Name of a session.

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::kept::Kept;
 use crate::manifest::InRelease;
 
 /// The newest state schema this farmctl reads.
@@ -126,6 +127,9 @@ pub struct EnvironmentRecord {
     pub locked: String,
     /// When it was made, seconds since 1970.
     pub made: i64,
+    /// Trees made from it that are kept for the next bake, each step once, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept: Vec<Kept>,
 }
 
 impl App {

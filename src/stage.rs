@@ -11,6 +11,7 @@ use crate::debian::{self, Origin};
 use crate::error::Mark as _;
 use crate::file;
 use crate::git;
+use crate::kept::Kept;
 use crate::layout::{self, Layout};
 use crate::locked;
 use crate::lockfile;
@@ -31,7 +32,7 @@ const KEPT: &str = "/var/tmp/farmctl-build";
 pub struct Stage {
     /// The fork, entered.
     pub chroot: Chroot,
-    /// SHA-256 over the project's files.
+    /// SHA-256 over the project's files; empty until they are brought.
     pub project_sha256: String,
     /// Name of the volume.
     pub volume: String,
@@ -40,31 +41,69 @@ pub struct Stage {
     /// The packages that were there before.
     pub before: Vec<Package>,
     origin: Origin,
+    /// Where the host keeps packages that were fetched.
+    archives: PathBuf,
 }
 
 impl Stage {
-    /// Forks the environment and copies the project's files in.
+    /// Forks the environment, or a tree of it that is kept.
     ///
     /// # Errors
-    /// When there is no room, or the project cannot be read.
+    /// When there is no room.
     pub fn open(
         storage: &dyn Storage,
         environment: &EnvironmentRecord,
-        source: &Source,
+        kept: Option<&Kept>,
         layout: &Layout,
         transaction: &mut Transaction,
     ) -> Result<Self> {
         let volume = layout::stage_volume(transaction.id());
         transaction
             .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
-        storage.fork(&environment.volume, &volume, &transaction.mark())?;
+        let from = kept.map_or(&environment.volume, |kept| &kept.volume);
+        storage.fork(from, &volume, &transaction.mark())?;
         let tree = storage.open(&volume, Access::ReadWrite)?;
         let EnvironmentRecord { suite, architecture, epoch, .. } = environment;
         let mut stage = Self::enter(tree, volume, (suite, architecture), *epoch, layout)?;
-        let project = stage.chroot.outside(python::PROJECT);
-        file::make_directory(&project, 0o755)?;
-        stage.project_sha256 = source.copy_to(&project, *epoch).context("copying the project")?;
+        if let Some(kept) = kept {
+            stage.before.clone_from(&kept.before);
+        }
         Ok(stage)
+    }
+
+    /// Copies the project's files in.
+    ///
+    /// # Errors
+    /// When they cannot be read, or there is no room.
+    pub fn bring_project(&mut self, source: &Source) -> Result<()> {
+        let project = self.chroot.outside(python::PROJECT);
+        file::make_directory(&project, 0o755)?;
+        let epoch = self.chroot.epoch();
+        self.project_sha256 = source.copy_to(&project, epoch).context("copying the project")?;
+        Ok(())
+    }
+
+    /// Makes a sealed volume of the tree as it is now. What was lent, and the project's files,
+    /// must be brought again.
+    ///
+    /// # Errors
+    /// When something in it still runs, or there is no room.
+    pub fn fork(
+        &mut self,
+        storage: &dyn Storage,
+        to: &str,
+        transaction: &Transaction,
+    ) -> Result<()> {
+        let Self { chroot, volume, tree, .. } = self;
+        self.origin = Origin::Mirror;
+        chroot.suspended(|| {
+            tree.suspended(|| {
+                storage.fork(volume, to, &transaction.mark())?;
+                storage.seal(to, Access::ReadOnly)?;
+                storage.open(volume, Access::ReadWrite)
+            })
+        })?;
+        debian::lend_archives(&mut self.chroot, &self.archives)
     }
 
     /// Enters a fork of a release instead.
@@ -89,11 +128,12 @@ impl Stage {
         layout: &Layout,
     ) -> Result<Self> {
         let mut chroot = Chroot::enter(tree.path(), epoch)?;
-        let cache = debian::package_cache(&layout.cache(), suite, architecture);
-        debian::lend_archives(&mut chroot, &cache)?;
+        let archives = debian::package_cache(&layout.cache(), suite, architecture);
+        debian::lend_archives(&mut chroot, &archives)?;
         let before = debian::installed_packages(&chroot)?;
         let project_sha256 = String::new();
-        Ok(Self { chroot, project_sha256, volume, tree, before, origin: Origin::Mirror })
+        let origin = Origin::Mirror;
+        Ok(Self { chroot, project_sha256, volume, tree, before, origin, archives })
     }
 
     /// Takes packages from this archive of a lock's packages from now on.
@@ -184,12 +224,16 @@ impl Stage {
         Ok(format!("{BORROWED}/checkout"))
     }
 
-    /// Keeps the project's files, as the steps have left them, with the fork.
+    /// Keeps the project's files, as the steps have left them, with the fork; if they were
+    /// brought.
     ///
     /// # Errors
     /// When there is no room.
     pub fn keep_project(&self) -> Result<()> {
         let (from, to) = (self.chroot.outside(python::PROJECT), self.chroot.outside(KEPT));
+        if !from.exists() {
+            return Ok(());
+        }
         source::copy_as_is(&from, &to, 0).context("keeping the project's files")
     }
 
@@ -211,10 +255,20 @@ impl Stage {
     pub fn requirements(&self, python: &Python) -> Result<Option<(String, String)>> {
         let Some(file) = &python.requirements else { return Ok(None) };
         let inside = Path::new(python::PROJECT).join(file);
-        let text = whole_requirements(&self.chroot.outside(python::PROJECT), file, 0)
-            .with_context(|| format!("reading python.requirements {}", file.display()))
-            .hint("the path is relative to the profile; build.before may write the file")?;
+        let text = read_requirements(&self.chroot.outside(python::PROJECT), file)?;
         Ok(Some((inside.to_string_lossy().into_owned(), text)))
+    }
+
+    /// Puts requirements where the installer finds them, beside the project's own files, and
+    /// answers the path inside.
+    ///
+    /// # Errors
+    /// When there is no room.
+    pub fn lend_requirements(&self, text: &str) -> Result<String> {
+        let inside = format!("{BORROWED}/requirements.txt");
+        let path = self.chroot.outside(&inside);
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        Ok(inside)
     }
 
     /// SHA-256 of what a bake builds, these sdists and the project, as far as it says what
@@ -247,6 +301,16 @@ impl Stage {
 #[must_use]
 pub fn built_project(python: &Python) -> Option<&str> {
     python.project.as_deref().filter(|project| !python::build::is_wheel(Path::new(project)))
+}
+
+/// A requirements file in the project's directory, with the text of the files it includes.
+///
+/// # Errors
+/// When one is not there.
+pub fn read_requirements(directory: &Path, file: &Path) -> Result<String> {
+    whole_requirements(directory, file, 0)
+        .with_context(|| format!("reading python.requirements {}", file.display()))
+        .hint("the path is relative to the profile; build.before may write the file")
 }
 
 /// How deep requirements files include others, at most.
@@ -331,12 +395,19 @@ pub fn make_virtualenv(
     choice: &Choice,
     layout: &Layout,
 ) -> Result<Installer> {
-    let installer =
-        Installer::prepare(&mut stage.chroot, choice, &layout.tools(), &layout.cache())?;
+    let installer = prepare_installer(stage, choice, layout)?;
     python::make_virtualenv(&stage.chroot, &python.interpreter, virtualenv)
         .run()
         .hint_with(|| format!("add \"{}\" to environment.packages", python.interpreter))?;
     Ok(installer)
+}
+
+/// Makes the chosen installer usable in the stage.
+///
+/// # Errors
+/// When it cannot be had.
+pub fn prepare_installer(stage: &mut Stage, choice: &Choice, layout: &Layout) -> Result<Installer> {
+    Installer::prepare(&mut stage.chroot, choice, &layout.tools(), &layout.cache())
 }
 
 /// The requirements a bake installs: the profile's file if all of it is hashed, else
@@ -366,27 +437,29 @@ pub fn hashed_requirements(source: &Source, python: &Python, text: &str) -> Resu
     }
 }
 
-/// Compiles byte code: of the virtualenv and the copied directories.
+/// Makes a virtualenv that was filled the same as any other that was filled so, with byte
+/// code.
 ///
 /// # Errors
 /// When the interpreter fails.
-pub fn compile(chroot: &Chroot, profile: &Profile) -> Result<()> {
-    let compiled = compiled_paths(profile);
-    if compiled.is_empty() {
-        return Ok(());
-    }
-    let interpreter = profile.python.as_ref().map_or("python3", |python| &python.interpreter);
-    python::compile(chroot, interpreter, &compiled)
+pub fn finish_virtualenv(chroot: &Chroot, python: &Python, virtualenv: &Path) -> Result<()> {
+    python::normalise(chroot, virtualenv)?;
+    python::compile(chroot, &python.interpreter, &[virtualenv.to_owned()])
 }
 
-/// Paths whose byte code is compiled.
-fn compiled_paths(profile: &Profile) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> = profile.copies.iter().map(|copied| copied.to.clone()).collect();
-    if profile.python.is_some() {
-        paths.push(profile.virtualenv());
+/// Compiles byte code of what is copied, if the environment has a Python.
+///
+/// # Errors
+/// When the interpreter fails.
+pub fn compile_copied(chroot: &Chroot, profile: &Profile) -> Result<()> {
+    let interpreter = profile.python.as_ref().map_or("python3", |python| &python.interpreter);
+    let mut copied: Vec<PathBuf> = profile.copies.iter().map(|copy| copy.to.clone()).collect();
+    copied.sort();
+    let has_python = profile.python.is_some() || chroot.outside("/usr/bin/python3").exists();
+    if copied.is_empty() || !has_python {
+        return Ok(());
     }
-    paths.sort();
-    paths
+    python::compile(chroot, interpreter, &copied)
 }
 
 #[cfg(test)]

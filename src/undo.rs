@@ -290,8 +290,7 @@ impl Kept {
         }
         objects.extend(node.ground()?.map(|ground| Object::Ground { ground }));
         for record in node.environments()? {
-            objects.push(Object::Volume { storage: record.storage, name: record.volume });
-            objects.push(Object::Chroot { name: layout::environment_chroot(&record.name) });
+            objects.extend(Object::of_environment(&record));
             objects.push(Object::Path { path: layout.environment_file(&record.name) });
         }
         Ok(Self { objects })

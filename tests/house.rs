@@ -42,7 +42,7 @@ const HANDS: [&str; 34] = [
     "revise",
     "undo",
 ];
-const PLANS: [&str; 14] = [
+const PLANS: [&str; 15] = [
     "profile",
     "project",
     "reference",
@@ -50,6 +50,7 @@ const PLANS: [&str; 14] = [
     "start_script",
     "lockfile",
     "manifest",
+    "kept",
     "diff",
     "sbom",
     "release",

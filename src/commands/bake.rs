@@ -58,7 +58,7 @@ pub struct Args {
     /// If a step of the build fails, keep the tree as it is then, for a look
     #[arg(long)]
     keep: bool,
-    /// Bake again although a tarball of the same inputs is there, and compress all anew
+    /// Bake again although a tarball of the same inputs is there, and take nothing earlier bakes kept
     #[arg(long)]
     fresh: bool,
     /// Show what would be done, with the exact commands, and stop
@@ -139,6 +139,7 @@ fn prepare(args: &Args, source: Source, node: &Node, context: &Context) -> Resul
     let mut baking = Baking::of(source, &directory, strict, Network::of(args.offline), node)?;
     baking.key = key;
     baking.reuse = !args.fresh;
+    baking.keeps_trees = true;
     baking.keep = args.keep;
     baking.serial = args.serial;
     baking.expires.clone_from(&args.expires);

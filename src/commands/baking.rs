@@ -1,22 +1,26 @@
 //! Baking, for the verb and for `verify --rebuild`.
 
-use std::collections::HashMap;
+mod keeping;
+
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result};
 
+use self::keeping::Found;
 use super::Context;
 use crate::chroot::Chroot;
 use crate::debian::{self, Archive as Mirror, Ownership};
 use crate::error::{Exit, Mark as _, exit_of, refuse};
 use crate::file;
+use crate::kept::Step;
 use crate::layout::START_SCRIPT;
 use crate::locked::{self, Fit, Network};
 use crate::lockfile::{Debian, Python};
 use crate::manifest::{self, Hashed, Inputs, Manifest, Owner, Payload};
 use crate::node::{Node, Object, Transaction};
-use crate::profile::{Profile, When};
+use crate::profile::{self, Profile, When};
 use crate::python::{self, Choice};
 use crate::release::EnvironmentRecord;
 use crate::run;
@@ -44,8 +48,10 @@ pub(super) struct Baking {
     pub lock: Option<Debian>,
     /// Whether whatever is not locked is refused.
     pub strict: bool,
-    /// Whether segments compressed before are taken as they are.
+    /// Whether trees and segments that earlier bakes kept are taken as they are.
     pub reuse: bool,
+    /// Whether trees are kept for the next bake.
+    pub keeps_trees: bool,
     /// Whether what fails is kept for a look.
     pub keep: bool,
     pub network: Network,
@@ -97,6 +103,7 @@ impl Baking {
             lock,
             strict,
             reuse: true,
+            keeps_trees: false,
             keep: false,
             network,
             fetch,
@@ -109,9 +116,48 @@ impl Baking {
         stage::build_packages(&self.source.profile, choice)
     }
 
+    /// Whether the installer takes locked files alone, for builds as well.
+    fn builds_locked(&self) -> bool {
+        let has_builds = || locked::python(&self.source).is_some_and(Python::has_builds);
+        self.network == Network::Denied || has_builds()
+    }
+
+    /// The lock that build packages are of, in an environment with these packages that was
+    /// made of it, or of the same packages before they were locked; none if there is no lock.
+    /// If it cannot be followed: how the environment is not as locked.
+    fn followed(&self, before: &[manifest::Package]) -> Result<Followed<'_>> {
+        let Some(lock) = &self.lock else { return Ok(Followed::None) };
+        if self.environment.locked == locked::identity(lock) {
+            return Ok(Followed::Lock(lock));
+        }
+        Ok(match locked::difference(lock, &self.source, before)? {
+            None => Followed::Lock(lock),
+            Some(difference) => Followed::Differs(difference),
+        })
+    }
+
     /// Whether what failed with this error is kept for a look.
     pub(super) fn keeps(&self, error: &Error) -> bool {
         self.keep && exit_of(error) != Exit::Interrupted
+    }
+}
+
+/// Whether build packages are those of a lock.
+enum Followed<'a> {
+    /// There is none.
+    None,
+    /// They are.
+    Lock(&'a Debian),
+    /// The environment is not as locked, and so they are not.
+    Differs(String),
+}
+
+impl<'a> Followed<'a> {
+    fn lock(self) -> Option<&'a Debian> {
+        match self {
+            Self::Lock(lock) => Some(lock),
+            Self::None | Self::Differs(_) => None,
+        }
     }
 }
 
@@ -154,11 +200,15 @@ pub(super) fn bake(
     transaction: &mut Transaction,
 ) -> Result<tarball::Packed> {
     let ui = &context.ui;
-    ui.step(format!("forking volume {}", baking.environment.volume));
+    let Found { kept, said } = keeping::find(baking)?;
+    said.into_iter().for_each(|line| ui.step(line));
+    let from = kept.as_ref().map_or(&baking.environment.volume, |kept| &kept.volume);
+    ui.step(format!("forking volume {from}"));
     let storage = baking.storage.as_ref();
     let stage =
-        Stage::open(storage, &baking.environment, &baking.source, node.layout(), transaction)?;
-    let mut build = Build { baking, stage, node, ui, transaction: &mut *transaction };
+        Stage::open(storage, &baking.environment, kept.as_ref(), node.layout(), transaction)?;
+    let done = kept.map(|kept| kept.step);
+    let mut build = Build { baking, stage, done, node, ui, transaction: &mut *transaction };
     if let Err(error) = build.run() {
         if baking.keeps(&error) {
             build.stage.keep_project()?;
@@ -185,25 +235,22 @@ pub(super) fn bake(
 struct Build<'a> {
     baking: &'a Baking,
     stage: Stage,
+    /// The last step the stage was kept after.
+    done: Option<Step>,
     node: &'a Node,
     ui: &'a Ui,
     transaction: &'a mut Transaction,
 }
 
-impl<'a> Build<'a> {
+impl Build<'_> {
     /// The steps of the profile.
     fn run(&mut self) -> Result<()> {
         let ui = self.ui;
         let profile = &self.baking.source.profile;
-        let packages = self.baking.build_packages();
-        let lock = self.followed()?;
-        if !packages.is_empty() {
-            if let Some(lock) = lock {
-                self.follow(lock)?;
-            }
-            ui.step(format!("installing build packages: {}", packages.join(", ")));
-            self.stage.install_build_packages(&packages)?;
+        if self.done < Some(Step::Packages) {
+            self.install_build_packages()?;
         }
+        self.stage.bring_project(&self.baking.source)?;
         for command in &profile.build.before {
             ui.step(command);
             self.stage.run_step(command)?;
@@ -213,20 +260,28 @@ impl<'a> Build<'a> {
         run_jobs(&self.stage.chroot, profile, ui)
     }
 
-    /// The lock to be followed: that of an environment made of it, or of the same packages
-    /// before they were locked.
-    fn followed(&self) -> Result<Option<&'a Debian>> {
-        let Baking { source, environment, network, lock, .. } = self.baking;
-        let Some(lock) = lock else { return Ok(None) };
-        if environment.locked == locked::identity(lock) {
-            return Ok(Some(lock));
+    fn install_build_packages(&mut self) -> Result<()> {
+        let packages = self.baking.build_packages();
+        match self.baking.followed(&self.stage.before)? {
+            Followed::Lock(lock) if !packages.is_empty() => self.follow(lock)?,
+            Followed::Lock(_) | Followed::None => {}
+            Followed::Differs(difference) => {
+                let way = bootstrap(&self.baking.source, self.baking.network);
+                self.ui.warn(format!("the environment is not as locked: {difference}: {way}"));
+            }
         }
-        let Some(difference) = locked::difference(lock, source, &self.stage.before)? else {
-            return Ok(Some(lock));
-        };
-        let way = bootstrap(source, *network);
-        self.ui.warn(format!("the environment is not as locked: {difference}: {way}"));
-        Ok(None)
+        if packages.is_empty() {
+            return Ok(());
+        }
+        self.ui.step(format!("installing build packages: {}", packages.join(", ")));
+        self.stage.install_build_packages(&packages)?;
+        self.keep(Step::Packages).map(drop)
+    }
+
+    /// Keeps the stage for the next bake, if that is wanted; whether it was.
+    fn keep(&mut self, step: Step) -> Result<bool> {
+        let Self { baking, stage, node, ui, transaction, .. } = self;
+        Ok(baking.keeps_trees && keeping::keep(step, stage, baking, node, ui, transaction)?)
     }
 
     /// Has a stage take its packages from the pool.
@@ -250,62 +305,72 @@ impl<'a> Build<'a> {
         let (Some(python), Some(choice)) = (&profile.python, &self.baking.choice) else {
             return Ok(());
         };
-        let ui = self.ui;
-        let virtualenv = profile.virtualenv();
-        ui.step(format!("making the virtualenv {}", virtualenv.display()));
-        let installer = stage::make_virtualenv(
-            &mut self.stage,
-            python,
-            &virtualenv,
-            choice,
-            self.node.layout(),
-        )?;
+        if self.done < Some(Step::Requirements) {
+            self.fill_virtualenv(python, choice)?;
+        }
+        let Some(project) = &python.project else { return Ok(()) };
+        self.ui.step(format!("installing the project {project}"));
+        let layout = self.node.layout();
+        let installer = stage::prepare_installer(&mut self.stage, choice, layout)?;
         self.follow_wheels()?;
-        if let Some((file, text)) = self.stage.requirements(python)? {
-            let hashed = stage::hashed_requirements(&self.baking.source, python, &text)?;
-            if hashed.is_none() && self.baking.strict {
-                return refuse(
-                    "the requirements are neither hashed nor locked",
-                    format!("farmctl lock {}", self.baking.source.directory.display()),
-                );
-            }
-            ui.step(format!("installing the requirements with {}", installer.name()));
-            if let Some(requirements) = &hashed {
-                let path = self.stage.chroot.outside(&file);
-                fs::write(&path, requirements)
-                    .with_context(|| format!("writing {}", path.display()))?;
-            }
-            let call = installer.install_requirements(
-                &self.stage.chroot,
-                &virtualenv,
-                &file,
-                hashed.is_some(),
+        let epoch = self.baking.environment.epoch;
+        let path = self.stage.fetch_project(project, epoch, layout, self.transaction)?;
+        let virtualenv = profile.virtualenv();
+        let call = installer.install_project(&self.stage.chroot, &virtualenv, &path);
+        python::explain(self.without_network(call.run())).context("installing the project")?;
+        stage::finish_virtualenv(&self.stage.chroot, python, &virtualenv)
+    }
+
+    /// Makes the virtualenv and installs the requirements.
+    fn fill_virtualenv(&mut self, python: &profile::Python, choice: &Choice) -> Result<()> {
+        let ui = self.ui;
+        let virtualenv = self.baking.source.profile.virtualenv();
+        ui.step(format!("making the virtualenv {}", virtualenv.display()));
+        let layout = self.node.layout();
+        let installer =
+            stage::make_virtualenv(&mut self.stage, python, &virtualenv, choice, layout)?;
+        let as_locked = self.follow_wheels()?;
+        let Some((file, text)) = self.stage.requirements(python)? else {
+            return stage::finish_virtualenv(&self.stage.chroot, python, &virtualenv);
+        };
+        let hashed = stage::hashed_requirements(&self.baking.source, python, &text)?;
+        if hashed.is_none() && self.baking.strict {
+            return refuse(
+                "the requirements are neither hashed nor locked",
+                format!("farmctl lock {}", self.baking.source.directory.display()),
             );
-            let spinner = ui.spinner(installer.name());
-            let installed = call.run_lines(|line| spinner.show(line));
-            python::explain(self.without_network(installed))
-                .context("installing the requirements")?;
         }
-        if let Some(project) = &python.project {
-            ui.step(format!("installing the project {project}"));
-            let epoch = self.baking.environment.epoch;
-            let path =
-                self.stage.fetch_project(project, epoch, self.node.layout(), self.transaction)?;
-            let call = installer.install_project(&self.stage.chroot, &virtualenv, &path);
-            python::explain(self.without_network(call.run())).context("installing the project")?;
+        ui.step(format!("installing the requirements with {}", installer.name()));
+        let file = match &hashed {
+            Some(locked) if *locked != text => self.stage.lend_requirements(locked)?,
+            _ => file,
+        };
+        let call = installer.install_requirements(
+            &self.stage.chroot,
+            &virtualenv,
+            &file,
+            hashed.is_some(),
+        );
+        let spinner = ui.spinner(installer.name());
+        let installed = call.run_lines(|line| spinner.show(line));
+        python::explain(self.without_network(installed)).context("installing the requirements")?;
+        drop(spinner);
+        stage::finish_virtualenv(&self.stage.chroot, python, &virtualenv)?;
+        if as_locked && self.keep(Step::Requirements)? {
+            self.stage.bring_project(&self.baking.source)?;
         }
-        python::normalise(&self.stage.chroot, &virtualenv)
+        Ok(())
     }
 
     /// Has the installer take locked files from the pool alone, without a network and where the
-    /// lock has what builds take: of that it builds then.
-    fn follow_wheels(&mut self) -> Result<()> {
-        let Some(python) = &self.baking.source.profile.python else { return Ok(()) };
+    /// lock has what builds take: of that it builds then. Answers whether what is built takes
+    /// what is locked, if anything is.
+    fn follow_wheels(&mut self) -> Result<bool> {
+        let Some(python) = &self.baking.source.profile.python else { return Ok(true) };
         let locked = locked::python(&self.baking.source);
-        let alone =
-            self.baking.network == Network::Denied || locked.is_some_and(Python::has_builds);
+        let alone = self.baking.builds_locked();
         if !alone && !self.baking.strict {
-            return Ok(());
+            return Ok(true);
         }
         let EnvironmentRecord { suite, architecture, .. } = &self.baking.environment;
         let wheels = locked::wheels(self.node.layout(), suite, architecture);
@@ -328,13 +393,13 @@ impl<'a> Build<'a> {
                 return refuse(message, hint);
             }
             self.ui.warn(format!("{message}, and may take what is not locked: {hint}"));
-            return Ok(());
+            return Ok(false);
         }
-        if !alone {
-            return Ok(());
+        if alone {
+            let target = locked::work(self.node.layout(), self.transaction)?.join("wheels");
+            python::build::lend_locked(&mut self.stage.chroot, &wheels, locked, &target)?;
         }
-        let target = locked::work(self.node.layout(), self.transaction)?.join("wheels");
-        python::build::lend_locked(&mut self.stage.chroot, &wheels, locked, &target)
+        Ok(true)
     }
 
     /// Says what an installer may have lacked without a network.
@@ -379,7 +444,7 @@ impl<'a> Build<'a> {
             start_script::render(profile)?.as_bytes(),
             0o755,
         )?;
-        stage::compile(&self.stage.chroot, profile)
+        stage::compile_copied(&self.stage.chroot, profile)
     }
 
     fn write_inside(&self, path: &Path, contents: &[u8], mode: u32) -> Result<()> {
@@ -486,12 +551,21 @@ pub(super) fn scan(tree: &Path, profile: &Profile, epoch: i64, ui: &Ui) -> Resul
         .iter()
         .map(|copied| copied.to.to_string_lossy().trim_start_matches('/').to_owned())
         .collect();
+    let written: HashSet<&str> = profile
+        .files
+        .iter()
+        .map(|rendered| rendered.path.as_path())
+        .chain([Path::new(START_SCRIPT)])
+        .filter_map(|path| path.strip_prefix("/").ok()?.to_str())
+        .collect();
     let owner_of = |path: &str| -> Owner {
         if let Some(package) = packages.of(path) {
             Owner::Package(package.to_owned())
         } else if let Some(name) = distributions.get(path) {
             Owner::Distribution(name.clone())
-        } else if copied.iter().any(|root| Path::new(path).starts_with(root)) {
+        } else if written.contains(path)
+            || copied.iter().any(|root| Path::new(path).starts_with(root))
+        {
             Owner::Project
         } else {
             Owner::Generated

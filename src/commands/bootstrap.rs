@@ -280,9 +280,11 @@ fn make(
         context.ui.step("replacing the environment made before");
         node.forget_environment(name)?;
         // Not always on the storage the new one is on.
-        let before = Object::Volume { storage: known.storage.clone(), name: known.volume.clone() };
-        transaction.intend(before.clone())?;
-        undo::remove(&before, node)?;
+        let is_volume = |object: &Object| matches!(object, Object::Volume { .. });
+        for before in Object::of_environment(known).into_iter().filter(is_volume) {
+            transaction.intend(before.clone())?;
+            undo::remove(&before, node)?;
+        }
     }
     transaction
         .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
@@ -312,6 +314,7 @@ fn make(
         releases: cached.releases,
         locked: making.lock.as_ref().map(locked::identity).unwrap_or_default(),
         made: cached.made,
+        kept: Vec::new(),
     })
 }
 

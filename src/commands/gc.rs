@@ -252,8 +252,7 @@ fn known(node: &Node) -> Result<Vec<Object>> {
         known.extend(Object::serving(&app));
     }
     for environment in node.environments()? {
-        known.push(Object::Volume { storage: environment.storage, name: environment.volume });
-        known.push(Object::Chroot { name: layout::environment_chroot(&environment.name) });
+        known.extend(Object::of_environment(&environment));
     }
     Ok(known)
 }

@@ -332,7 +332,8 @@ impl Locking<'_> {
         let storage = storage::named(&self.environment.storage, &self.node.site())?;
         ui.step(format!("forking volume {}", self.environment.volume));
         let mut stage =
-            Stage::open(storage.as_ref(), &self.environment, &self.source, layout, transaction)?;
+            Stage::open(storage.as_ref(), &self.environment, None, layout, transaction)?;
+        stage.bring_project(&self.source)?;
         self.follow(&mut stage, debian, work)?;
         stage.install_build_packages(&locked::build_packages(profile))?;
         for command in &profile.build.before {

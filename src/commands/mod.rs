@@ -1,17 +1,19 @@
 //! One file per verb; each reads like a recipe.
 
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use crate::error::{Mark as _, refuse};
+use crate::kept::{Kept, Step};
 use crate::layout::Layout;
 use crate::manifest::{FileIndex, Manifest};
-use crate::node::{Lock, Node};
+use crate::node::{Lock, Node, Object, Transaction};
 use crate::plan::Plan;
 use crate::profile::Process;
-use crate::release::{App, Session};
+use crate::release::{App, EnvironmentRecord, Session};
 use crate::run;
 use crate::serve::Served;
 use crate::signature::SecretKey;
@@ -113,6 +115,30 @@ fn take_over_unless(
     context: &Context,
 ) -> Result<Option<Lock>> {
     if dry_run { Ok(None) } else { take_over(node, app, verb, context).map(Some) }
+}
+
+/// Forgets the trees that are kept of an environment after this step and later ones, then
+/// removes them.
+fn forget_kept(
+    record: &mut EnvironmentRecord,
+    from: Step,
+    node: &Node,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let (go, stay): (Vec<Kept>, Vec<Kept>) =
+        mem::take(&mut record.kept).into_iter().partition(|kept| kept.step >= from);
+    record.kept = stay;
+    if go.is_empty() {
+        return Ok(());
+    }
+    let volume = |kept: Kept| Object::Volume { storage: record.storage.clone(), name: kept.volume };
+    let volumes: Vec<Object> = go.into_iter().map(volume).collect();
+    volumes.iter().try_for_each(|volume| transaction.intend(volume.clone()))?;
+    node.save_environment(record)?;
+    volumes.iter().try_for_each(|volume| {
+        undo::remove(volume, node)?;
+        transaction.release(volume)
+    })
 }
 
 /// Refuses a name that cannot be one before it becomes part of a path.

@@ -8,7 +8,6 @@ use crate::account;
 use crate::error::{Exit, refuse};
 use crate::file;
 use crate::front;
-use crate::layout;
 use crate::node::{Node, Object, Transaction};
 use crate::plan::Plan;
 use crate::release::Release;
@@ -183,10 +182,7 @@ fn remove_environment(args: &Args, node: &Node, context: &Context) -> Result<Exi
         context.ui.already(format!("there is no environment {}", args.name));
         return Ok(Exit::Done);
     };
-    let objects = vec![
-        Object::Volume { storage: record.storage.clone(), name: record.volume.clone() },
-        Object::Chroot { name: layout::environment_chroot(&record.name) },
-    ];
+    let objects = Object::of_environment(&record);
     if args.dry_run {
         return show(&format!("remove environment {}", record.name), &objects, context);
     }

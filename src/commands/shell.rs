@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result};
 
 use super::Context;
 use crate::error::{Exit, refuse};
+use crate::kept::Step;
 use crate::layout;
 use crate::mount;
 use crate::node::{Node, Object, Transaction};
@@ -138,6 +139,9 @@ fn in_source(environment: &EnvironmentRecord, command: &[&str], node: &Node) -> 
     let subject = format!("env-{name}");
     let _lock = node.lock(&subject, "shell")?;
     let mut transaction = node.begin("shell", &subject)?;
+    // Trees made of the environment as it was before.
+    let mut record = environment.clone();
+    super::forget_kept(&mut record, Step::Packages, node, &mut transaction)?;
     transaction.intend(Object::Seal { storage: storage.clone(), name: volume.clone() })?;
     let status =
         storage::named(storage, &node.site())?.seal(volume, Access::ReadWrite).and_then(|()| {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::layout::{self, Layout};
-use crate::release::{App, Release, Session};
+use crate::release::{App, EnvironmentRecord, Release, Session};
 use crate::settings::Ground;
 
 /// Something a recipe makes outside its own memory, and knows how to find again.
@@ -111,6 +111,16 @@ impl Object {
             Self::Path { path: layout.static_export(name, version) },
             Self::Chroot { name: layout::release_chroot(name, version) },
         ]
+    }
+
+    /// The volume and the definition of an environment, and the volumes it keeps.
+    #[must_use]
+    pub fn of_environment(record: &EnvironmentRecord) -> Vec<Self> {
+        let chroot = Self::Chroot { name: layout::environment_chroot(&record.name) };
+        let volume =
+            |name: &String| Self::Volume { storage: record.storage.clone(), name: name.clone() };
+        let kept = record.kept.iter().map(|kept| volume(&kept.volume));
+        [volume(&record.volume)].into_iter().chain(kept).chain([chroot]).collect()
     }
 
     /// All that the sessions of a started application are made of, in the order in which

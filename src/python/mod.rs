@@ -30,6 +30,7 @@ pub const PIP_PACKAGE: &str = "python3-venv";
 /// Where Debian keeps the wheels `ensurepip` uses.
 const PIP_WHEELS: &str = "/usr/share/python-wheels";
 const NORMALISE: &str = include_str!("normalise.py");
+const COMPILE: &str = include_str!("compile.py");
 
 /// A program that installs distributions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -461,25 +462,20 @@ pub fn normalise(chroot: &Chroot, virtualenv: &Path) -> Result<()> {
         .run()
 }
 
-/// Compiles byte code beneath these paths: in one process, sorted, `checked-hash`
-/// (PEP 552), so that equal sources give equal bytes and a source edited in a session
-/// is honoured on reload.
+/// Compiles byte code beneath these paths where there is none of the source as it is: in
+/// one process, sorted, `checked-hash` (PEP 552), so that equal sources give equal bytes and
+/// a source edited in a session is honoured on reload.
 ///
 /// # Errors
 /// When the interpreter cannot be run. A source with a syntax error is passed over, as
 /// pip does: distributions ship templates and tests for other Pythons.
 pub fn compile(chroot: &Chroot, interpreter: &str, paths: &[PathBuf]) -> Result<()> {
-    let outcome = chroot
+    chroot
         .call(interpreter)
-        .args(["-m", "compileall", "-q", "-q", "-j1", "--invalidation-mode", "checked-hash"])
+        .args(["-I", "-c", COMPILE])
         .args(paths)
         .named("compiling byte code")
-        .outcome()?;
-    // Exit status 1 says that some file did not compile.
-    if outcome.status.code().is_some_and(|code| code <= 1) {
-        return Ok(());
-    }
-    bail!("compiling byte code: {}", outcome.stderr.trim())
+        .run()
 }
 
 /// A path of a tree, without leading slash, and the distribution that owns it.

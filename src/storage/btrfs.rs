@@ -151,6 +151,10 @@ impl Storage for Btrfs {
         self.forking(from, to).run()
     }
 
+    fn fork_takes(&self, name: &str) -> Result<u64> {
+        self.shelf.require(name).map(|()| 0)
+    }
+
     fn open(&self, name: &str, access: Access) -> Result<Tree> {
         Ok(Tree::lying(self.shelf.open(name, access)?))
     }

@@ -80,6 +80,10 @@ impl Storage for Directory {
         self.copying(from, to).run()
     }
 
+    fn fork_takes(&self, name: &str) -> Result<u64> {
+        self.shelf.size(name)
+    }
+
     fn open(&self, name: &str, access: Access) -> Result<Tree> {
         Ok(Tree::lying(self.shelf.open(name, access)?))
     }

@@ -145,6 +145,17 @@ impl Tree {
         &self.path
     }
 
+    /// Gives the tree back as long as `body` runs, which answers it opened again.
+    ///
+    /// # Errors
+    /// As [`Self::close`], and `body`'s own; then it stays given back.
+    pub fn suspended(&mut self, body: impl FnOnce() -> Result<Self>) -> Result<()> {
+        let path = self.path.clone();
+        std::mem::replace(self, Self::lying(path)).close()?;
+        *self = body()?;
+        Ok(())
+    }
+
     /// Gives the tree back and says if that did not work: before the volume is sealed,
     /// renamed or removed.
     ///
@@ -190,6 +201,11 @@ pub trait Storage: std::fmt::Debug + Sync {
     /// # Errors
     /// As [`Storage::create`].
     fn fork(&self, from: &str, to: &str, mark: &Mark) -> Result<()>;
+    /// Bytes of the place a fork of a volume takes, about.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    fn fork_takes(&self, name: &str) -> Result<u64>;
     /// Opens a volume's tree. Where it has to be mounted for that, callers have a mount
     /// namespace of their own ([`crate::mount::private_namespace`]), so that no mount is
     /// left whatever becomes of them.

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -15,6 +15,9 @@ use super::{Access, Mark, Usage, Volume};
 use crate::error::refuse;
 use crate::mount;
 use crate::run::check_interrupted;
+
+/// Bytes of a block as stat(2) counts them.
+const BLOCK: u64 = 512;
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -127,6 +130,25 @@ impl Shelf {
     /// Refuses when there is no volume of this name.
     pub fn require(&self, name: &str) -> Result<()> {
         self.read(name).map(|_| ())
+    }
+
+    /// Bytes of disk a volume's tree takes; what is linked several times counts so often.
+    pub fn size(&self, name: &str) -> Result<u64> {
+        self.require(name)?;
+        let mut pending = vec![self.tree(name)];
+        let mut size = 0;
+        while let Some(directory) = pending.pop() {
+            let context = || format!("reading {}", directory.display());
+            for entry in fs::read_dir(&directory).with_context(context)? {
+                let entry = entry.with_context(context)?;
+                let metadata = entry.metadata().with_context(context)?;
+                size += metadata.blocks() * BLOCK;
+                if metadata.is_dir() {
+                    pending.push(entry.path());
+                }
+            }
+        }
+        Ok(size)
     }
 
     /// How full the file system is.

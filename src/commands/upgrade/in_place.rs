@@ -221,8 +221,7 @@ impl Revision<'_> {
             paths.iter().try_for_each(|path| again(path))
         });
         python::explain(installed).context("installing")?;
-        python::normalise(chroot, &virtualenv)?;
-        stage::compile(chroot, profile)?;
+        stage::finish_virtualenv(chroot, python, &virtualenv)?;
         baking::run_jobs(chroot, profile, ui)?;
         stage.purge_build_packages()?;
         let packages = debian::installed_packages(&stage.chroot)?;

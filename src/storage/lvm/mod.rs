@@ -461,6 +461,11 @@ impl Storage for Lvm {
         source.close()
     }
 
+    fn fork_takes(&self, name: &str) -> Result<u64> {
+        let volume = self.require(name)?;
+        Ok(if self.kind == Kind::Thin { 0 } else { volume.size })
+    }
+
     fn open(&self, name: &str, access: Access) -> Result<Tree> {
         let volume = self.require(name)?;
         if access == Access::ReadWrite && !volume.writeable {
