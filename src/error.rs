@@ -87,7 +87,8 @@ fn marks(error: &anyhow::Error) -> impl Iterator<Item = &Marked> {
 }
 
 /// What to do about a full disk.
-pub const NO_SPACE: &str = "farmctl gc, farmctl remove NAME --release VERSION, or a larger disk";
+pub const NO_SPACE: &str =
+    "farmctl gc --stages, farmctl remove NAME --release VERSION, or a larger disk";
 
 /// What to do about a file system that cannot be written.
 const READ_ONLY: &str =

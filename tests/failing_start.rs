@@ -274,7 +274,10 @@ fn a_disk_that_is_full_keeps_an_application_from_its_start() {
     fs::remove_file(&filler).expect("it is ours");
     let ran = left_nothing("disk full during start", &farm, ran);
     assert!(ran.error().ends_with("No space left on device"), "{}", ran.error());
-    assert_eq!(ran.hint(), "farmctl gc, farmctl remove NAME --release VERSION, or a larger disk");
+    assert_eq!(
+        ran.hint(),
+        "farmctl gc --stages, farmctl remove NAME --release VERSION, or a larger disk"
+    );
     farm.run(&["remove", "shop", "--data"]).ok();
     tool("umount", &[word(&state)]);
 }

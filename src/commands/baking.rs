@@ -21,7 +21,7 @@ use crate::lockfile::{Debian, Python};
 use crate::manifest::{self, Hashed, Inputs, Manifest, Owner, Payload};
 use crate::node::{Node, Object, Transaction};
 use crate::profile::{self, Profile, When};
-use crate::python::{self, Choice};
+use crate::python::{self, Choice, Installer};
 use crate::release::EnvironmentRecord;
 use crate::run;
 use crate::signature::SecretKey;
@@ -305,14 +305,18 @@ impl Build<'_> {
         let (Some(python), Some(choice)) = (&profile.python, &self.baking.choice) else {
             return Ok(());
         };
-        if self.done < Some(Step::Requirements) {
-            self.fill_virtualenv(python, choice)?;
-        }
+        let done = self.done >= Some(Step::Requirements);
+        let installer = if done { None } else { self.fill_virtualenv(python, choice)? };
         let Some(project) = &python.project else { return Ok(()) };
         self.ui.step(format!("installing the project {project}"));
         let layout = self.node.layout();
-        let installer = stage::prepare_installer(&mut self.stage, choice, layout)?;
-        self.follow_wheels()?;
+        let installer = match installer {
+            Some(installer) => installer,
+            None => {
+                self.follow_wheels()?;
+                stage::prepare_installer(&mut self.stage, choice, layout)?
+            }
+        };
         let epoch = self.baking.environment.epoch;
         let path = self.stage.fetch_project(project, epoch, layout, self.transaction)?;
         let virtualenv = profile.virtualenv();
@@ -321,8 +325,13 @@ impl Build<'_> {
         stage::finish_virtualenv(&self.stage.chroot, python, &virtualenv)
     }
 
-    /// Makes the virtualenv and installs the requirements.
-    fn fill_virtualenv(&mut self, python: &profile::Python, choice: &Choice) -> Result<()> {
+    /// Makes the virtualenv and installs the requirements; answers the installer, unless the
+    /// stage was left since to be kept.
+    fn fill_virtualenv(
+        &mut self,
+        python: &profile::Python,
+        choice: &Choice,
+    ) -> Result<Option<Installer>> {
         let ui = self.ui;
         let virtualenv = self.baking.source.profile.virtualenv();
         ui.step(format!("making the virtualenv {}", virtualenv.display()));
@@ -331,7 +340,8 @@ impl Build<'_> {
             stage::make_virtualenv(&mut self.stage, python, &virtualenv, choice, layout)?;
         let as_locked = self.follow_wheels()?;
         let Some((file, text)) = self.stage.requirements(python)? else {
-            return stage::finish_virtualenv(&self.stage.chroot, python, &virtualenv);
+            stage::finish_virtualenv(&self.stage.chroot, python, &virtualenv)?;
+            return Ok(Some(installer));
         };
         let hashed = stage::hashed_requirements(&self.baking.source, python, &text)?;
         if hashed.is_none() && self.baking.strict {
@@ -356,10 +366,17 @@ impl Build<'_> {
         python::explain(self.without_network(installed)).context("installing the requirements")?;
         drop(spinner);
         stage::finish_virtualenv(&self.stage.chroot, python, &virtualenv)?;
+        if matches!(installer, Installer::Uv(_))
+            && self.baking.source.profile.build.packages.is_empty()
+        {
+            // What uv was fetched with: the next bake need not purge it again.
+            self.stage.purge_build_packages()?;
+        }
         if as_locked && self.keep(Step::Requirements)? {
             self.stage.bring_project(&self.baking.source)?;
+            return Ok(None);
         }
-        Ok(())
+        Ok(Some(installer))
     }
 
     /// Has the installer take locked files from the pool alone, without a network and where the

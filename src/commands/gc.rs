@@ -5,8 +5,8 @@
 //! file or link that was about to be published; a session,
 //! chroot or volume of ours, or processes known to the supervisor, that neither state
 //! nor a record names are *orphans*, which are reported and only removed with
-//! `--orphans`. Besides, releases that are old and not needed any more go; they are no
-//! fault, and `--check` only names them.
+//! `--orphans`. Trees that bakes keep for the next one go with `--stages`. Besides, releases that
+//! are old and not needed any more go; they are no fault, and `--check` only names them.
 
 use anyhow::{Result, bail};
 use schemars::JsonSchema;
@@ -16,6 +16,7 @@ use super::Context;
 use super::record::Subject;
 use crate::error::{Exit, Mark as _};
 use crate::file;
+use crate::kept::{Kept, Step};
 use crate::layout;
 use crate::node::{Node, Object, Transaction};
 use crate::release::Release;
@@ -29,7 +30,7 @@ use crate::undo;
 /// Remove what interrupted work left behind, and old releases
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl gc --check\n  farmctl gc\n\nOf each application the newest three releases are kept (keep in node.toml), and\nthose that run, stand by or ran before; of compressed segments 4G (segment-cache).\nData directories are never touched.\n--check exits 3 when interrupted work left something."
+    after_help = "Examples:\n  farmctl gc --check\n  farmctl gc\n  farmctl gc --stages\n\nOf each application the newest three releases are kept (keep in node.toml), and\nthose that run, stand by or ran before; of compressed segments 4G (segment-cache). What bakes keep for the next one\nstays, unless --stages is given: the next bake installs it again.\nData directories are never touched.\n--check exits 3 when interrupted work left something."
 )]
 pub struct Args {
     /// Only look, and exit 3 if interrupted work left something
@@ -38,6 +39,9 @@ pub struct Args {
     /// Also remove volumes, chroots, sessions and processes of ours unknown to the state
     #[arg(long)]
     orphans: bool,
+    /// Also remove the trees that bakes keep for the next one
+    #[arg(long)]
+    stages: bool,
     /// Print what was found as JSON
     #[arg(long)]
     json: bool,
@@ -52,6 +56,8 @@ pub(super) struct Found {
     orphans: Vec<String>,
     /// Releases that are not kept.
     old: Vec<String>,
+    /// Trees that bakes keep for the next one.
+    stages: Vec<String>,
 }
 
 /// Carries the verb out.
@@ -99,6 +105,15 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         found.old.extend(old.iter().map(title));
         if !args.check && !old.is_empty() {
             failed.extend(retire(&app.name, &node, context).err().map(|it| format!("{it:#}")));
+        }
+    }
+    for environment in node.environments()? {
+        let title =
+            |kept: &Kept| format!("{} of environment {}", kept.step.what(), environment.name);
+        found.stages.extend(environment.kept.iter().map(title));
+        if args.stages && !args.check && !environment.kept.is_empty() {
+            let name = &environment.name;
+            failed.extend(forget_stages(name, &node, context).err().map(|it| format!("{it:#}")));
         }
     }
     if !args.check {
@@ -168,6 +183,22 @@ fn retire(app: &str, node: &Node, context: &Context) -> Result<()> {
     Ok(())
 }
 
+/// Removes the trees that are kept of an environment.
+fn forget_stages(environment: &str, node: &Node, context: &Context) -> Result<()> {
+    let subject = format!("env-{environment}");
+    let _lock = super::lock(node, &subject, "gc")?;
+    // Changed meanwhile, perhaps.
+    let Some(mut record) = node.environment(environment)? else { return Ok(()) };
+    let count = record.kept.len();
+    undo::attempt(node, "gc", &subject, |transaction| {
+        super::forget_kept(&mut record, Step::Packages, node, transaction)
+    })?;
+    if count > 0 {
+        context.ui.step(format!("removed what bakes of {environment} kept for the next one"));
+    }
+    Ok(())
+}
+
 fn report(args: &Args, found: &Found, context: &Context) {
     if args.json {
         context.ui.json(found);
@@ -188,7 +219,13 @@ fn report(args: &Args, found: &Found, context: &Context) {
             context.ui.answer(format!("old: {what} (farmctl gc removes it)"));
         }
     }
-    if found.rubbish.is_empty() && found.orphans.is_empty() && found.old.is_empty() {
+    if args.check && args.stages {
+        for what in &found.stages {
+            context.ui.answer(format!("stage: {what} (farmctl gc --stages removes it)"));
+        }
+    }
+    let stages = if args.stages { found.stages.len() } else { 0 };
+    if found.rubbish.len() + found.orphans.len() + found.old.len() + stages == 0 {
         context.ui.already("nothing to collect");
     }
 }

@@ -44,6 +44,11 @@ pub(super) fn find(baking: &Baking) -> Result<Found> {
     if !baking.reuse || all.is_empty() {
         return Ok(found);
     }
+    if baking.fetch || matches!(baking.choice, Some(Choice::FetchUv)) {
+        let why = "what installs them, or they themselves, must be fetched";
+        found.said.push(format!("installing the requirements anew: {why}"));
+        return Ok(found);
+    }
     let there = baking.storage.list()?;
     for step in Step::ALL {
         let Some(kept) = all.iter().find(|kept| kept.step == step) else { continue };
@@ -83,9 +88,11 @@ fn inputs(baking: &Baking, step: Step, before: &[Package]) -> Result<Inputs> {
         Step::Packages => None,
         Step::Requirements => virtualenv(baking),
     };
+    // Not what only fetching takes: the next bake has it then.
+    let pip = baking.choice.as_ref().filter(|choice| **choice == Choice::Pip);
     Ok(Inputs {
         farmctl: env!("CARGO_PKG_VERSION").to_owned(),
-        packages: baking.build_packages(),
+        packages: stage::build_packages(&baking.source.profile, pip),
         lock,
         virtualenv,
     })
@@ -135,7 +142,11 @@ pub(super) fn keep(
     let Some(mut record) = node.environment(name)? else { return Ok(false) };
     commands::forget_kept(&mut record, step, node, transaction)?;
     let inputs = inputs(baking, step, &stage.before)?;
-    if step == Step::Requirements && inputs.virtualenv.is_none() {
+    let is_worth_it = match step {
+        Step::Packages => !inputs.packages.is_empty(),
+        Step::Requirements => inputs.virtualenv.is_some(),
+    };
+    if !is_worth_it {
         return Ok(false);
     }
     let kept = Kept {

@@ -247,7 +247,7 @@ impl Lvm {
                     group.name,
                     Size::of_bytes(group.free)
                 ),
-                "farmctl gc, farmctl remove NAME --release VERSION, vgextend, or a smaller \
+                "farmctl gc --stages, farmctl remove NAME --release VERSION, vgextend, or a smaller \
                  volume-size in node.toml",
             ),
             Kind::Classic => Ok(()),

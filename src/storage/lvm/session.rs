@@ -27,7 +27,7 @@ pub fn check_pool(pool: &LogicalVolume) -> Result<()> {
             return refuse(
                 format_args!("the {what} of thin pool {} is {percent:.0} % full", pool.path()),
                 format!(
-                    "farmctl gc, farmctl remove NAME --release VERSION, or lvextend {} {}",
+                    "farmctl gc --stages, farmctl remove NAME --release VERSION, or lvextend {} {}",
                     if what == "data" { "--size +SIZE" } else { "--poolmetadatasize +SIZE" },
                     pool.path()
                 ),
@@ -91,7 +91,7 @@ impl Lvm {
                     group.name,
                     Size::of_bytes(group.free)
                 ),
-                "farmctl gc, farmctl remove NAME --release VERSION, vgextend, or a \
+                "farmctl gc --stages, farmctl remove NAME --release VERSION, vgextend, or a \
                  snapshot-size in the profile",
             );
         }
@@ -163,7 +163,7 @@ impl Lvm {
                     copy.data_percent.unwrap_or(0.0),
                     group.name
                 ),
-                "farmctl gc, farmctl remove NAME --release VERSION, or vgextend",
+                "farmctl gc --stages, farmctl remove NAME --release VERSION, or vgextend",
             );
         }
         let extended = changing(&LVEXTEND)
