@@ -283,6 +283,17 @@ pub struct FileEntry {
     pub owner: Owner,
 }
 
+impl FileEntry {
+    /// SHA-256 of its content, hex; none if it is no file.
+    #[must_use]
+    pub fn sha256(&self) -> Option<&str> {
+        match &self.kind {
+            FileKind::File { sha256, .. } => Some(sha256),
+            _ => None,
+        }
+    }
+}
+
 /// What a path is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]

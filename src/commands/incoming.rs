@@ -13,7 +13,7 @@ use crate::error::{self, Mark as _, refuse};
 use crate::file;
 use crate::front;
 use crate::layout;
-use crate::manifest::Manifest;
+use crate::manifest::{FileIndex, Manifest};
 use crate::node::{self, Node, Object, Transaction};
 use crate::plan::Plan;
 use crate::release::{App, Release};
@@ -23,10 +23,10 @@ use crate::secret;
 use crate::session;
 use crate::settings::Settings;
 use crate::size::Size;
-use crate::storage::{self, Access, Choice, Copies, Mark, Storage};
-use crate::tarball::Archive;
+use crate::storage::{self, Access, Choice, Copies, Mark, Storage, Tree};
+use crate::tarball::{Archive, Progress};
 use crate::trust;
-use crate::ui;
+use crate::ui::{self, Ui};
 use crate::undo;
 
 /// Room an install wants beyond the files themselves, in bytes: directories, the state,
@@ -128,15 +128,30 @@ impl Incoming {
         if !commands.is_empty() {
             plan.commands(format!("make the account {}", layout::account(name)), commands);
         }
-        plan.commands(
-            format!("make volume {volume}: {}, {why}", storage.name()),
-            storage.describe_create(&volume, *size)?,
-        );
-        plan.step(format!(
-            "unpack and verify {} in {} segments",
-            ui::size(manifest.payload.content),
-            manifest.segments.len()
-        ));
+        let app = self.known.as_ref();
+        let earlier = app.map(|app| earlier(app, archive, storage.as_ref(), *size, node));
+        if let Some(earlier) = earlier.transpose()?.flatten() {
+            let from = &earlier.release.volume;
+            plan.commands(
+                format!("fork volume {from}: {}", storage.name()),
+                storage.describe_fork(from, &volume)?,
+            );
+            plan.step(format!(
+                "unpack what {} lacks, and verify all of {}",
+                earlier.release.version,
+                ui::size(manifest.payload.content)
+            ));
+        } else {
+            plan.commands(
+                format!("make volume {volume}: {}, {why}", storage.name()),
+                storage.describe_create(&volume, *size)?,
+            );
+            plan.step(format!(
+                "unpack and verify {} in {} segments",
+                ui::size(manifest.payload.content),
+                manifest.segments.len()
+            ));
+        }
         for data in &manifest.profile.data {
             plan.step(format!(
                 "make {} unless it is there",
@@ -174,17 +189,32 @@ impl Incoming {
         let volume = layout::release_volume(name, version);
         transaction
             .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
-        storage.create(&volume, *size, &transaction.mark())?;
-        let tree = storage.open(&volume, Access::ReadWrite)?;
-        ui.step(format!("unpacking {}", ui::size(manifest.payload.content)));
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let meter = ui.meter("unpacking");
-        let unpacked = archive.extract(tree.path(), threads, &|done, all| {
-            meter.set(done, all);
-            run::check_interrupted()
-        });
-        drop(meter);
-        unpacked.hint(super::DAMAGED)?;
+        let mark = transaction.mark();
+        let tree = match earlier(&app, archive, storage.as_ref(), *size, node)? {
+            None => None,
+            Some(earlier) => {
+                let tree = earlier.patch(archive, storage.as_ref(), &volume, &mark, ui);
+                if let Err(error) = &tree {
+                    run::check_interrupted()?;
+                    let version = earlier.release.version;
+                    ui.warn(format!("not taking what {version} has: {error:#}"));
+                    storage.remove(&volume)?;
+                }
+                tree.ok()
+            }
+        };
+        let tree = match tree {
+            Some(tree) => tree,
+            None => {
+                storage.create(&volume, *size, &mark)?;
+                let tree = storage.open(&volume, Access::ReadWrite)?;
+                ui.step(format!("unpacking {}", ui::size(manifest.payload.content)));
+                let unpacked =
+                    with_meter(ui, &|progress| archive.extract(tree.path(), threads(), progress));
+                unpacked.hint(super::DAMAGED)?;
+                tree
+            }
+        };
         front::export_static(&manifest, tree.path(), node.layout(), transaction)?;
         tree.close()?;
         storage.seal(&volume, Access::ReadOnly)?;
@@ -216,6 +246,84 @@ impl Incoming {
         trust::accept(node.layout(), &manifest, archive.identity())?;
         node.save_app(&app.installed(release))
     }
+}
+
+/// A release that is installed, whose tree much of another one's can be taken from.
+struct Earlier {
+    release: Release,
+    manifest: Manifest,
+    index: FileIndex,
+}
+
+/// The release of an application that the most of a tarball can be taken from, if that is
+/// worth it: the one that serves, or else the newest, on the same storage.
+fn earlier(
+    app: &App,
+    archive: &Archive,
+    storage: &dyn Storage,
+    size: Size,
+    node: &Node,
+) -> Result<Option<Earlier>> {
+    let there = storage.list()?;
+    // A fork is as large as what it is made from.
+    let fits = |release: &&Release| {
+        let volume = there.iter().find(|volume| volume.name == release.volume);
+        release.storage == storage.name()
+            && volume.is_some_and(|volume| volume.size.is_none_or(|has| has >= size.bytes()))
+    };
+    let current = app.current.as_deref().and_then(|version| app.release(version));
+    let Some(release) = current.filter(fits).or_else(|| app.releases.iter().rev().find(fits))
+    else {
+        return Ok(None);
+    };
+    // Without its papers it is not known for what it is: `verify` says so.
+    let papers = (
+        node.manifest(&app.name, &release.version).ok().flatten(),
+        node.index(&app.name, &release.version).ok().flatten(),
+    );
+    let (Some(manifest), Some(index)) = papers else { return Ok(None) };
+    let patch = archive.patch(&index, &manifest.capabilities);
+    let is_worth_it = patch.is_ok_and(|patch| patch.size() <= archive.manifest().payload.size / 2);
+    Ok(is_worth_it.then(|| Earlier { release: release.clone(), manifest, index }))
+}
+
+impl Earlier {
+    /// Makes the volume of what this release has and the tarball has besides.
+    fn patch(
+        &self,
+        archive: &Archive,
+        storage: &dyn Storage,
+        volume: &str,
+        mark: &Mark,
+        ui: &Ui,
+    ) -> Result<Tree> {
+        let patch = archive.patch(&self.index, &self.manifest.capabilities)?;
+        let content = archive.manifest().payload.content;
+        ui.step(format!(
+            "forking {}, unpacking {} of {}",
+            self.release.version,
+            ui::size(patch.size().min(content)),
+            ui::size(content)
+        ));
+        storage.fork(&self.release.volume, volume, mark)?;
+        let tree = storage.open(volume, Access::ReadWrite)?;
+        with_meter(ui, &|progress| patch.apply(tree.path(), threads(), progress))?;
+        Ok(tree)
+    }
+}
+
+/// As many as the machine has processors.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Shows how far the work is, and has a signal end it.
+fn with_meter(ui: &Ui, work: &dyn Fn(Progress<'_>) -> Result<()>) -> Result<()> {
+    let meter = ui.meter("unpacking");
+    work(&|done, all| {
+        meter.set(done, all);
+        run::check_interrupted()
+    })
 }
 
 /// A release's chroot as schroot is to know it.

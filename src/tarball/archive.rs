@@ -11,14 +11,14 @@ use sha2::{Digest as _, Sha256};
 
 use super::decode::{Decoded, decode_blocks};
 use super::extract::Extractor;
-use super::member::{END, Member, Members};
+use super::member::{END, Member, Members, Pieces};
 use super::pack::own_block;
 use super::rules::{check_capability, check_index};
 use super::walk::SET_ID;
 use super::xz::{self, Block};
 use super::{Progress, from_hex, hex, sha256};
 use crate::manifest::{
-    self, ENTRIES_LIMIT, FILES_LIMIT, FILES_MEMBER, FileIndex, FileKind, MANIFEST_LIMIT,
+    self, ENTRIES_LIMIT, FILES_LIMIT, FILES_MEMBER, FileEntry, FileIndex, FileKind, MANIFEST_LIMIT,
     MANIFEST_MEMBER, Manifest, SCHEMA, SIGNATURE_LIMIT, SIGNATURE_MEMBER, SetId,
 };
 
@@ -31,20 +31,20 @@ pub type Check<'a> = &'a dyn Fn(&[u8], Option<&str>) -> Result<()>;
 /// the tarball's place later changes nothing.
 #[derive(Debug)]
 pub struct Archive {
-    file: File,
+    pub(super) file: File,
     size: u64,
-    name: String,
-    manifest: Manifest,
+    pub(super) name: String,
+    pub(super) manifest: Manifest,
     manifest_bytes: Vec<u8>,
     identity: String,
-    index: FileIndex,
+    pub(super) index: FileIndex,
     /// A `.minisig` file over the manifest's bytes.
     signature: Option<String>,
     /// The block of the manifest and that of the file index.
     own: [Block; 2],
     /// The payload's blocks; the manifest has their hashes.
-    blocks: Vec<Block>,
-    capabilities: HashMap<String, Vec<u8>>,
+    pub(super) blocks: Vec<Block>,
+    pub(super) capabilities: HashMap<String, Vec<u8>>,
 }
 
 impl Archive {
@@ -226,6 +226,29 @@ impl Archive {
         extract().with_context(|| format!("unpacking {}", self.name))
     }
 
+    /// The member an entry of the file index stands for.
+    pub(super) fn member(&self, entry: &FileEntry) -> Member {
+        Member::of_entry(entry, self.capabilities.get(&entry.path).cloned())
+    }
+
+    /// Reads the next member, which must be the one the file index has there.
+    pub(super) fn next_member<P: Pieces>(
+        &self,
+        members: &mut Members<P>,
+        entry: &FileEntry,
+    ) -> Result<Member> {
+        let expected = self.member(entry);
+        let member = members.next()?;
+        let member = member.with_context(|| format!("{:?} is missing", entry.path))?;
+        let difference = member.difference(&expected);
+        ensure!(
+            member == expected,
+            "{:?} is not what the file index says: {difference}",
+            entry.path
+        );
+        Ok(member)
+    }
+
     /// Reads the payload and hands each member, when it is the one the index has there,
     /// to `take`, which must take its content.
     fn replay(
@@ -235,25 +258,13 @@ impl Archive {
         mut take: impl FnMut(Member, Option<&str>, &mut Members<&mut Decoded<'_>>) -> Result<()>,
     ) -> Result<()> {
         let hashes = self.manifest.segments.iter().map(|segment| segment.sha256.as_str());
-        let blocks: Vec<_> = self.blocks.iter().copied().zip(hashes).collect();
+        let blocks = self.blocks.iter().copied().zip(hashes).enumerate();
+        let blocks: Vec<_> = blocks.map(|(number, (block, hash))| (number, block, hash)).collect();
         decode_blocks(&self.file, &blocks, threads, progress, |decoded| {
             let mut members = Members::new(&mut *decoded);
             for entry in &self.index.files {
-                let capability = self.capabilities.get(&entry.path).cloned();
-                let expected = Member::of_entry(entry, capability);
-                let member = members.next()?;
-                let member = member.with_context(|| format!("{:?} is missing", entry.path))?;
-                let difference = member.difference(&expected);
-                ensure!(
-                    member == expected,
-                    "{:?} is not what the file index says: {difference}",
-                    entry.path
-                );
-                let sha256 = match &entry.kind {
-                    FileKind::File { sha256, .. } => Some(sha256.as_str()),
-                    _ => None,
-                };
-                take(member, sha256, &mut members)?;
+                let member = self.next_member(&mut members, entry)?;
+                take(member, entry.sha256(), &mut members)?;
             }
             if let Some(member) = members.next()? {
                 bail!("{:?} is not in the file index", member.path);

@@ -41,11 +41,11 @@ pub(super) struct Decoded<'a> {
     progress: Progress<'a>,
 }
 
-/// Decodes blocks, each with the SHA-256 its bytes must have, in threads, while
-/// `consume` reads them in order in this one.
+/// Decodes blocks, each with the number of its segment and the SHA-256 its bytes must have, in
+/// threads, while `consume` reads them in order in this one.
 pub(super) fn decode_blocks<T>(
     file: &File,
-    blocks: &[(Block, &str)],
+    blocks: &[(usize, Block, &str)],
     threads: usize,
     progress: Progress<'_>,
     consume: impl FnOnce(&mut Decoded<'_>) -> Result<T>,
@@ -59,19 +59,19 @@ pub(super) fn decode_blocks<T>(
                 loop {
                     let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(Job { number, pieces }) = job else { return };
-                    let (block, sha256) = blocks[number];
+                    let (segment, block, sha256) = blocks[number];
                     let decoded = xz::decode(file, block, Some(sha256), &mut |piece| {
                         pieces.send(Ok(piece)).context("nobody reads any more")
                     });
                     if let Err(error) = decoded {
-                        let error = error.context(format!("reading segment {}", number + 1));
+                        let error = error.context(format!("reading segment {}", segment + 1));
                         // Nobody reads any more: then nobody wants to know.
                         drop(pieces.send(Err(error)));
                     }
                 }
             });
         }
-        let total = blocks.iter().map(|(block, _)| block.size).sum();
+        let total = blocks.iter().map(|(_, block, _)| block.size).sum();
         let mut decoded = Decoded {
             window: VecDeque::new(),
             jobs,

@@ -26,8 +26,20 @@ use crate::error::refuse;
 pub(super) struct Extractor {
     tree: Tree,
     rules: Rules,
-    /// The directory of the last member, open: the next one mostly lies there too.
-    parent: (String, OwnedFd),
+    parent: Opened,
+}
+
+/// The directory of the last member, open: the next one mostly lies there too.
+pub(super) struct Opened {
+    path: String,
+    directory: OwnedFd,
+}
+
+impl Opened {
+    /// That of a member at the top of a tree.
+    pub fn new(tree: &Tree) -> Result<Opened> {
+        Ok(Opened { path: String::new(), directory: tree.open_directory(b"")? })
+    }
 }
 
 impl Extractor {
@@ -37,7 +49,7 @@ impl Extractor {
         if !is_empty(target).with_context(|| format!("reading {}", target.display()))? {
             return refuse(format!("{} is not empty", target.display()), "give an empty directory");
         }
-        let parent = (String::new(), tree.open_directory(b"")?);
+        let parent = Opened::new(&tree)?;
         Ok(Extractor { tree, rules: Rules::default(), parent })
     }
 
@@ -69,18 +81,20 @@ impl Extractor {
     }
 }
 
-fn write<P: Pieces>(
+/// Makes what a member is, with its content from `members` if it has some.
+pub(super) fn write<P: Pieces>(
     tree: &Tree,
-    open: &mut (String, OwnedFd),
+    open: &mut Opened,
     member: &Member,
     sha256: Option<&str>,
     members: &mut Members<P>,
 ) -> Result<()> {
     let (parent, name) = member.path.rsplit_once('/').unwrap_or(("", &member.path));
-    if open.0 != parent {
-        *open = (parent.to_owned(), tree.open_directory(parent.as_bytes())?);
+    if open.path != parent {
+        let directory = tree.open_directory(parent.as_bytes())?;
+        *open = Opened { path: parent.to_owned(), directory };
     }
-    let parent = open.1.as_fd();
+    let parent = open.directory.as_fd();
     match &member.body {
         Body::Directory => mkdirat(parent, name, Mode::S_IRWXU)?,
         Body::Symlink { target } => {
@@ -129,7 +143,7 @@ fn write_file<P: Pieces>(
 }
 
 /// Gives an open file or directory its owner, mode, capabilities and time.
-fn settle(file: &File, member: &Member) -> Result<()> {
+pub(super) fn settle(file: &File, member: &Member) -> Result<()> {
     let (uid, gid) = owner(member);
     fchown(file, uid, gid)?;
     fchmod(file, Mode::from_bits_truncate(member.mode))?;

@@ -13,7 +13,7 @@
 //! | `rules` | what a member may be, and in which order |
 //! | `xz` | blocks, index and ends of the stream |
 //! | `decode` | blocks decoded in threads, read in order |
-//! | `pack`, `archive`, `extract`, `compare`, `plain` | what the recipes call |
+//! | `pack`, `archive`, `extract`, `patch`, `compare`, `plain` | what the recipes call |
 
 mod archive;
 mod compare;
@@ -21,6 +21,7 @@ mod decode;
 mod extract;
 mod member;
 mod pack;
+mod patch;
 mod pax;
 mod plain;
 mod rules;
@@ -40,6 +41,7 @@ mod tests;
 pub use archive::{Archive, Check};
 pub use compare::{Difference, compare};
 pub use pack::{Packed, pack};
+pub use patch::Patch;
 pub use plain::{restore_tree, save_tree};
 pub use segment::SegmentCache;
 pub use walk::{Scan, scan};

@@ -1,0 +1,328 @@
+//! Making a release's tree out of a copy of another release's.
+//!
+//! What both have stays as it is, what is new is unpacked from the segments it lies in, and at
+//! the end everything is compared with the file index: nothing is taken on trust.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::unistd::{UnlinkatFlags, syncfs, unlinkat};
+
+use super::archive::Archive;
+use super::compare::compare;
+use super::decode::decode_blocks;
+use super::extract::{Opened, settle, write};
+use super::member::{END, Members};
+use super::walk::Tree;
+use super::{Progress, from_hex};
+use crate::manifest::{Capability, FileEntry, FileIndex, FileKind};
+
+/// What is to be done to the tree of one release for it to be that of another.
+#[derive(Debug)]
+pub struct Patch<'a> {
+    archive: &'a Archive,
+    /// What goes, the last path first.
+    removed: Vec<&'a FileEntry>,
+    /// Paths that are made anew.
+    made: HashSet<&'a str>,
+    /// The payload's segments: the entries in each, and whether a file that is made anew
+    /// lies there.
+    segments: Vec<(Range<usize>, bool)>,
+}
+
+impl Archive {
+    /// What separates the tree of another release, with this file index and these
+    /// capabilities, from the one in this tarball.
+    ///
+    /// # Errors
+    /// When segments do not end where members do: then it can only be extracted.
+    pub fn patch<'a>(
+        &'a self,
+        before: &'a FileIndex,
+        capabilities: &[Capability],
+    ) -> Result<Patch<'a>> {
+        let had: HashMap<&str, Option<Vec<u8>>> =
+            capabilities.iter().map(|one| (one.path.as_str(), from_hex(&one.value))).collect();
+        let mut removed = Vec::new();
+        let mut made = HashSet::new();
+        for (old, new) in before.paired(&self.index) {
+            if let (Some(old), Some(new)) = (old, new) {
+                let has = self.capabilities.get(&new.path);
+                let had = had.get(new.path.as_str()).and_then(Option::as_ref);
+                // A file that is made anew takes its other names along; they come later.
+                let is_of_new = matches!(&new.kind, FileKind::HardLink { target } if made.contains(target.as_str()));
+                if is_same(old, new) && has == had && !is_of_new {
+                    continue;
+                }
+            }
+            removed.extend(old);
+            made.extend(new.map(|new| new.path.as_str()));
+        }
+        removed.reverse();
+        let is_made = |entry: &FileEntry| {
+            matches!(entry.kind, FileKind::File { .. }) && made.contains(entry.path.as_str())
+        };
+        let holds = |range: &Range<usize>| self.index.files[range.clone()].iter().any(is_made);
+        let segments = self.segments()?.into_iter().map(|range| (range.clone(), holds(&range)));
+        Ok(Patch { archive: self, segments: segments.collect(), removed, made })
+    }
+
+    /// The entries of the file index that lie in each segment.
+    fn segments(&self) -> Result<Vec<Range<usize>>> {
+        let mut ranges = Vec::new();
+        let mut entries = self.index.files.iter().enumerate().peekable();
+        let mut end = 0;
+        let last = self.manifest.segments.len() - 1;
+        for (number, segment) in self.manifest.segments.iter().enumerate() {
+            let start = end;
+            let mut size = if number == last { END.len() as u64 } else { 0 };
+            while size < segment.size {
+                let Some((at, entry)) = entries.next() else { break };
+                size += self.member(entry).archived();
+                end = at + 1;
+            }
+            ensure!(size == segment.size, "segment {} ends within a member", number + 1);
+            ranges.push(start..end);
+        }
+        Ok(ranges)
+    }
+}
+
+/// Whether a path is the same in two releases. When a name came or went in a directory, and
+/// what it may be used for, is set on all of them at the end.
+fn is_same(old: &FileEntry, new: &FileEntry) -> bool {
+    let attributes = |entry: &FileEntry| (entry.mode, entry.uid, entry.gid, entry.mtime);
+    old.kind == new.kind && (old.kind == FileKind::Directory || attributes(old) == attributes(new))
+}
+
+impl Patch<'_> {
+    /// Bytes of tar that are to be decoded.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        let segments = self.segments.iter().zip(&self.archive.manifest.segments);
+        segments.filter(|((_, wanted), _)| *wanted).map(|(_, segment)| segment.size).sum()
+    }
+
+    /// Changes a copy of the other release's tree and compares all of it with the file
+    /// index. Ends with syncfs(2). Wants root. Progress counts bytes of what is being done.
+    ///
+    /// After an error the tree is neither: the caller throws it away.
+    ///
+    /// # Errors
+    /// As [`Archive::extract`], and when the tree is not what the other release's file index
+    /// says.
+    pub fn apply(&self, target: &Path, threads: usize, progress: Progress<'_>) -> Result<()> {
+        let archive = self.archive;
+        let apply = || {
+            let tree = Tree::open(target)?;
+            self.remove(&tree)?;
+            self.make(&tree, threads, progress)?;
+            for entry in archive.index.files.iter().rev() {
+                if entry.kind == FileKind::Directory {
+                    let fd = tree.open_directory(entry.path.as_bytes())?;
+                    settle(&File::from(fd), &archive.member(entry))
+                        .with_context(|| format!("writing {}", entry.path))?;
+                }
+            }
+            let capabilities = &archive.manifest.capabilities;
+            let differences = compare(target, &archive.index, capabilities, progress)?;
+            if let Some(first) = differences.first() {
+                bail!("{first}");
+            }
+            syncfs(tree.root()).context("writing everything to the disk")
+        };
+        apply().with_context(|| format!("unpacking {}", archive.name))
+    }
+
+    fn remove(&self, tree: &Tree) -> Result<()> {
+        self.removed.iter().try_for_each(|entry| {
+            let (parent, name) = entry.path.rsplit_once('/').unwrap_or(("", &entry.path));
+            let flags = match entry.kind {
+                FileKind::Directory => UnlinkatFlags::RemoveDir,
+                _ => UnlinkatFlags::NoRemoveDir,
+            };
+            let parent = tree.open_directory(parent.as_bytes())?;
+            unlinkat(parent.as_fd(), name, flags)
+                .with_context(|| format!("removing {}", entry.path))
+        })
+    }
+
+    fn make(&self, tree: &Tree, threads: usize, progress: Progress<'_>) -> Result<()> {
+        let archive = self.archive;
+        let hashes = archive.manifest.segments.iter().map(|segment| segment.sha256.as_str());
+        let blocks: Vec<_> = archive
+            .blocks
+            .iter()
+            .copied()
+            .zip(hashes)
+            .zip(&self.segments)
+            .enumerate()
+            .filter(|(_, (_, (_, wanted)))| *wanted)
+            .map(|(number, ((block, sha256), _))| (number, block, sha256))
+            .collect();
+        decode_blocks(&archive.file, &blocks, threads, progress, |decoded| {
+            let mut opened = Opened::new(tree)?;
+            let mut members = Members::new(decoded);
+            for (range, is_decoded) in &self.segments {
+                for entry in &archive.index.files[range.clone()] {
+                    let member = if *is_decoded {
+                        archive.next_member(&mut members, entry)?
+                    } else {
+                        archive.member(entry)
+                    };
+                    if self.made.contains(entry.path.as_str()) {
+                        write(tree, &mut opened, &member, entry.sha256(), &mut members)
+                            .with_context(|| format!("writing {}", entry.path))?;
+                    } else if *is_decoded {
+                        members.content(member.content(), &mut |_| Ok(()))?;
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::tarball::fixture::{NET_RAW, describe, noise, packed, quiet, run, sample};
+
+    /// Two releases, packed, and the tree of the first, extracted.
+    struct Pair {
+        directory: tempfile::TempDir,
+        before: Archive,
+        after: Archive,
+    }
+
+    impl Pair {
+        /// The second one is the sample, changed like that.
+        fn new(change: impl FnOnce(&Path)) -> Self {
+            let tree = sample();
+            let directory = tempfile::tempdir().expect("a temporary directory");
+            let pack = |name: &str| {
+                let path = directory.path().join(name);
+                packed(tree.path(), &path, 2);
+                Archive::open(&path).expect("as packed")
+            };
+            let before = pack("before.tar.xz");
+            change(tree.path());
+            let after = pack("after.tar.xz");
+            Self { directory, before, after }
+        }
+
+        fn extracted(&self, archive: &Archive, name: &str) -> PathBuf {
+            let target = self.directory.path().join(name);
+            fs::create_dir(&target).expect("a directory");
+            archive.extract(&target, 2, &quiet).expect("as packed");
+            target
+        }
+
+        fn patch(&self) -> Patch<'_> {
+            let capabilities = &self.before.manifest().capabilities;
+            self.after.patch(self.before.files(), capabilities).expect("as packed")
+        }
+
+        /// Patches the first tree: the second one must come out. Answers bytes decoded.
+        #[track_caller]
+        fn assert_patched(&self) -> u64 {
+            let target = self.extracted(&self.before, "patched");
+            let patch = self.patch();
+            patch.apply(&target, 2, &quiet).expect("it is a copy");
+            let whole = self.extracted(&self.after, "whole");
+            assert_eq!(describe(&target), describe(&whole));
+            patch.size()
+        }
+    }
+
+    #[test]
+    fn what_is_the_same_is_not_decoded() {
+        assert_eq!(Pair::new(|_| ()).assert_patched(), 0);
+        let line = Pair::new(|tree| {
+            fs::write(tree.join("etc/shadow"), "root:*:1:::::\n").expect("a file");
+        });
+        let decoded = line.assert_patched();
+        assert!((1..line.after.manifest().payload.size / 3).contains(&decoded), "{decoded}");
+    }
+
+    #[test]
+    fn every_change_a_release_may_bring_is_made() {
+        let pair = Pair::new(|tree| {
+            let at = |path: &str| tree.join(path);
+            let mode = |path: &str, mode| {
+                fs::set_permissions(at(path), fs::Permissions::from_mode(mode)).expect("a mode");
+            };
+            // A file becomes a directory, a directory a file, a link another kind of thing.
+            fs::remove_file(at("usr/lib/block")).expect("a file");
+            fs::create_dir(at("usr/lib/block")).expect("a directory");
+            fs::write(at("usr/lib/block/new"), noise(9, 9_000)).expect("a file");
+            fs::remove_dir_all(at("var/mail")).expect("a directory");
+            fs::write(at("var/mail"), "x").expect("a file");
+            fs::remove_file(at("etc/dangling")).expect("a link");
+            fs::write(at("etc/dangling"), "x").expect("a file");
+            fs::remove_file(at("bin")).expect("a link");
+            symlink("usr/sbin", at("bin")).expect("a link");
+            // Attributes alone.
+            mode("usr/lib/empty", 0o644);
+            mode("tmp", 0o755);
+            chown(at("usr/share"), Some(0), Some(7)).expect("root");
+            xattr::set(at("usr/bin/su"), "security.capability", NET_RAW).expect("root");
+            xattr::remove(at("usr/bin/ping"), "security.capability").expect("root");
+            // Both names of one file; a third one comes, and one of another file's.
+            fs::write(at("usr/bin/perl"), noise(7, 4_000)).expect("a file");
+            fs::hard_link(at("usr/bin/perl"), at("usr/bin/perl5")).expect("a link");
+            fs::hard_link(at("etc/passwd"), at("etc/passwd-")).expect("a link");
+            // A whole tree goes and another comes.
+            fs::remove_dir_all(at(&format!("usr/share/{}", "d".repeat(99)))).expect("a directory");
+            fs::create_dir_all(at("srv/shop/deep/deeper")).expect("a directory");
+            fs::write(at("srv/shop/deep/deeper/x"), "x").expect("a file");
+        });
+        pair.assert_patched();
+        let inode = |path: &str| {
+            let path = pair.directory.path().join("patched").join(path);
+            fs::metadata(path).expect("it was patched").ino()
+        };
+        assert_eq!(inode("usr/bin/perl"), inode("usr/bin/perl5.36.0"));
+        assert_eq!(inode("usr/bin/perl"), inode("usr/bin/perl5"));
+        assert_eq!(inode("etc/passwd"), inode("etc/passwd-"));
+    }
+
+    #[test]
+    fn a_name_that_is_not_a_files_other_one_any_more_is_parted_from_it() {
+        let pair = Pair::new(|tree| {
+            fs::remove_file(tree.join("usr/bin/perl5.36.0")).expect("a link");
+            fs::copy(tree.join("usr/bin/perl"), tree.join("usr/bin/perl5.36.0")).expect("a file");
+        });
+        pair.assert_patched();
+    }
+
+    #[test]
+    fn a_copy_that_is_not_as_it_was_is_refused() {
+        let pair = Pair::new(|tree| fs::write(tree.join("etc/new"), "x").expect("a file"));
+        for (number, harm) in [
+            "printf y | dd conv=notrunc of=usr/lib/large",
+            "chmod 755 usr/lib/large",
+            "rm usr/lib/empty",
+            "touch etc/more",
+            "ln -sfn /tmp etc/dangling",
+            "setfattr -x security.capability usr/bin/ping || rm usr/bin/ping",
+            "rm -r etc && ln -s usr etc",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let target = pair.extracted(&pair.before, &number.to_string());
+            run("sh", &["-ec", &format!("cd \"$0\"; {harm}")], &target);
+            let error = pair.patch().apply(&target, 2, &quiet).expect_err(harm);
+            assert!(format!("{error:#}").starts_with("unpacking after.tar.xz: "), "{error:#}");
+        }
+    }
+}
