@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::baking::{self, Baking};
+use super::baking::{self, Baking, Found};
 use super::{Context, SigningKey};
 use crate::debian::{self, Archive as Mirror, apt};
 use crate::error::{Exit, Mark as _};
+use crate::kept::Step;
 use crate::layout::START_SCRIPT;
 use crate::locked::{self, Network};
 use crate::manifest;
@@ -210,12 +211,13 @@ fn plan(baking: &Baking) -> Result<Plan> {
     let tree = Path::new("TREE");
     let inside = |program: &str| crate::chroot::invocation(tree, baking.environment.epoch, program);
     let mut plan = Plan::new(format!("bake {} {}", profile.name, profile.version));
-    plan.commands(
-        format!("fork volume {}", baking.environment.volume),
-        baking.storage.describe_fork(&baking.environment.volume, "fv-stage-…")?,
-    );
-    plan.step(format!("copy the project {} in", baking.source.directory.display()));
-    let packages = baking.build_packages();
+    let Found { kept, said } = baking::find(baking)?;
+    let done = kept.as_ref().map(|kept| kept.step);
+    let from = baking.begins_with(kept.as_ref());
+    plan.commands(format!("fork volume {from}"), baking.storage.describe_fork(from, "fv-stage-…")?);
+    said.into_iter().for_each(|line| plan.step(line));
+    let mut packages = baking.build_packages();
+    packages.retain(|_| done < Some(Step::Packages));
     if !packages.is_empty() && baking.lock.is_some() {
         plan.step("make an archive of the locked packages, if the environment is of them");
     }
@@ -223,6 +225,7 @@ fn plan(baking: &Baking) -> Result<Plan> {
         let install = inside("apt-get").arg("install").args(&packages).display();
         plan.commands("install the build packages", vec![install]);
     }
+    plan.step(format!("copy the project {} in", baking.source.directory.display()));
     if !profile.build.before.is_empty() {
         plan.commands("run the steps of build.before", profile.build.before.clone());
     }
@@ -234,8 +237,11 @@ fn plan(baking: &Baking) -> Result<Plan> {
         let venv = inside(&python.interpreter)
             .args(["-m", "venv", "--without-pip"])
             .arg(profile.virtualenv());
-        plan.commands("make the virtualenv", vec![venv.display()]);
-        if let Some(file) = &python.requirements {
+        let is_filled = done >= Some(Step::Requirements);
+        if !is_filled {
+            plan.commands("make the virtualenv", vec![venv.display()]);
+        }
+        if let Some(file) = python.requirements.as_ref().filter(|_| !is_filled) {
             plan.step(format!("install {} with {with}, by hash", file.display()));
         }
         if let Some(project) = &python.project {

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, Result};
 
-use self::keeping::Found;
+pub(super) use self::keeping::{Found, find};
 use super::Context;
 use crate::chroot::Chroot;
 use crate::debian::{self, Archive as Mirror, Ownership};
 use crate::error::{Exit, Mark as _, exit_of, refuse};
 use crate::file;
-use crate::kept::Step;
+use crate::kept::{Kept, Step};
 use crate::layout::START_SCRIPT;
 use crate::locked::{self, Fit, Network};
 use crate::lockfile::{Debian, Python};
@@ -116,6 +116,11 @@ impl Baking {
         stage::build_packages(&self.source.profile, choice)
     }
 
+    /// The volume a bake forks, if it takes this tree that is kept.
+    pub(super) fn begins_with<'a>(&'a self, kept: Option<&'a Kept>) -> &'a str {
+        kept.map_or(&self.environment.volume, |kept| &kept.volume)
+    }
+
     /// Whether the installer takes locked files alone, for builds as well.
     fn builds_locked(&self) -> bool {
         let has_builds = || locked::python(&self.source).is_some_and(Python::has_builds);
@@ -200,9 +205,9 @@ pub(super) fn bake(
     transaction: &mut Transaction,
 ) -> Result<tarball::Packed> {
     let ui = &context.ui;
-    let Found { kept, said } = keeping::find(baking)?;
+    let Found { kept, said } = find(baking)?;
     said.into_iter().for_each(|line| ui.step(line));
-    let from = kept.as_ref().map_or(&baking.environment.volume, |kept| &kept.volume);
+    let from = baking.begins_with(kept.as_ref());
     ui.step(format!("forking volume {from}"));
     let storage = baking.storage.as_ref();
     let stage =
@@ -242,13 +247,14 @@ struct Build<'a> {
     transaction: &'a mut Transaction,
 }
 
-impl Build<'_> {
+impl<'a> Build<'a> {
     /// The steps of the profile.
     fn run(&mut self) -> Result<()> {
         let ui = self.ui;
         let profile = &self.baking.source.profile;
+        let lock = self.followed()?;
         if self.done < Some(Step::Packages) {
-            self.install_build_packages()?;
+            self.install_build_packages(lock)?;
         }
         self.stage.bring_project(&self.baking.source)?;
         for command in &profile.build.before {
@@ -260,18 +266,27 @@ impl Build<'_> {
         run_jobs(&self.stage.chroot, profile, ui)
     }
 
-    fn install_build_packages(&mut self) -> Result<()> {
-        let packages = self.baking.build_packages();
+    /// Says so if there is a lock, and the environment is not of it.
+    fn followed(&self) -> Result<Option<&'a Debian>> {
+        let Baking { source, network, .. } = self.baking;
         match self.baking.followed(&self.stage.before)? {
-            Followed::Lock(lock) if !packages.is_empty() => self.follow(lock)?,
-            Followed::Lock(_) | Followed::None => {}
+            Followed::None => Ok(None),
+            Followed::Lock(lock) => Ok(Some(lock)),
             Followed::Differs(difference) => {
-                let way = bootstrap(&self.baking.source, self.baking.network);
+                let way = bootstrap(source, *network);
                 self.ui.warn(format!("the environment is not as locked: {difference}: {way}"));
+                Ok(None)
             }
         }
+    }
+
+    fn install_build_packages(&mut self, lock: Option<&Debian>) -> Result<()> {
+        let packages = self.baking.build_packages();
         if packages.is_empty() {
             return Ok(());
+        }
+        if let Some(lock) = lock {
+            self.follow(lock)?;
         }
         self.ui.step(format!("installing build packages: {}", packages.join(", ")));
         self.stage.install_build_packages(&packages)?;
