@@ -13,13 +13,17 @@
 //! | `rules` | what a member may be, and in which order |
 //! | `xz` | blocks, index and ends of the stream |
 //! | `decode` | blocks decoded in threads, read in order |
+//! | `incoming` | blocks out of a pipe |
+//! | `opening` | the members before the payload |
 //! | `pack`, `archive`, `extract`, `compare`, `plain` | what the recipes call |
 
 mod archive;
 mod compare;
 mod decode;
 mod extract;
+mod incoming;
 mod member;
+mod opening;
 mod pack;
 mod pax;
 mod plain;
@@ -37,8 +41,10 @@ mod hostile;
 #[cfg(test)]
 mod tests;
 
-pub use archive::{Archive, Check};
+pub use archive::Archive;
 pub use compare::{Difference, compare};
+pub use incoming::Source;
+pub use opening::{Check, Opening};
 pub use pack::{Packed, pack};
 pub use plain::{restore_tree, save_tree};
 pub use segment::SegmentCache;
