@@ -114,8 +114,7 @@ impl Ui {
 
     /// Prints an answer as JSON.
     pub fn json(&self, value: &impl Serialize) {
-        let text = serde_json::to_string_pretty(value).expect("our values have string keys");
-        self.answer(text);
+        self.answer(json(value));
     }
 
     /// A bar for work whose size is known, in bytes: what, how far, rate, time left.
@@ -179,6 +178,22 @@ impl Drop for Spinner {
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }
+}
+
+/// A value as JSON, in lines, with nothing in it that a terminal would obey.
+#[must_use]
+pub fn json(value: &impl Serialize) -> String {
+    let text = serde_json::to_string_pretty(value).expect("our values have string keys");
+    let is_told = |letter: char| letter.is_control() && letter != '\n';
+    if !text.contains(is_told) {
+        return text;
+    }
+    // JSON has an escape of its own; that of the terminal would be none in it.
+    let escape = |letter: char| match is_told(letter) {
+        true => format!("\\u{:04x}", u32::from(letter)),
+        false => letter.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// A text without what a terminal would obey: names out of a tarball and lines of tools
@@ -279,5 +294,15 @@ mod tests {
         assert_eq!(plain("café\n\tnext"), "café\n\tnext");
         assert_eq!(plain("\u{1b}[2Jgone\r"), "\\u{1b}[2Jgone\\r");
         assert_eq!(one_line("a\n✓ verified"), "a\\n✓ verified");
+    }
+
+    #[test]
+    fn json_is_json_whatever_is_in_it() {
+        let names = ["a\u{9b}2J", "\u{7f}\u{1b}", "é\u{85}"];
+        let text = json(&names);
+        assert_eq!(text, "[\n  \"a\\u009b2J\",\n  \"\\u007f\\u001b\",\n  \"é\\u0085\"\n]");
+        assert_eq!(plain(&text), text);
+        let back: Vec<String> = serde_json::from_str(&text).expect("it is JSON");
+        assert_eq!(back, names);
     }
 }
