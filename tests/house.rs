@@ -6,10 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FACE: [&str; 3] = ["main", "cli", "ui"];
-const HANDS: [&str; 34] = [
+const HANDS: [&str; 35] = [
     "run",
     "mount",
     "file",
+    "input",
     "hash",
     "process",
     "place",

@@ -2,24 +2,27 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::Context;
-use crate::error::Exit;
-use crate::file;
+use crate::error::{Exit, Mark as _, exit_of, refuse};
 use crate::manifest::Manifest;
+use crate::tarball::Opening;
 use crate::trust::{self, Standing};
-use crate::ui;
+use crate::{file, input, ui};
+
+/// How a tarball comes to standard input.
+const PIPE: &str = "curl -fsSL URL | farmctl show -, where URL is a node tarball's";
 
 /// Show what a node tarball or an installed release is made of
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl show hello_1.0.0_amd64.tar.xz\n  farmctl show hello --json"
+    after_help = "Examples:\n  farmctl show hello_1.0.0_amd64.tar.xz\n  farmctl show hello --json\n  curl -fsSL https://example.org/hello_1.0.0_amd64.tar.xz | farmctl show -\n\nOf a tarball its first members are read, the manifest and the file index, and of\na file whether all else is there. Standard input is read no byte further: curl\nends with status 23, and whether the rest is whole is not known."
 )]
 pub struct Args {
-    /// A node tarball, or the name of an installed application
+    /// A node tarball, - for one on standard input, or the name of an installed application
     what: String,
     /// The release of the application instead of the current one
     #[arg(long, value_name = "VERSION")]
@@ -44,28 +47,16 @@ pub(super) struct Shown {
 /// # Errors
 /// When there is no such tarball or application, or it is damaged.
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
-    let keys = trust::keys(&context.layout)?;
-    let shown = if Path::new(&args.what).is_file() || args.what.contains(['/', '_']) {
+    let shown = if args.what == "-" {
+        let opening = read_input()?;
+        let size = ui::size(opening.size());
+        context.ui.step(format!("read {size}, the manifest and the file index, and no further: whether the rest is whole is not known"));
+        show_opening(&opening, context)?
+    } else if Path::new(&args.what).is_file() || args.what.contains(['/', '_']) {
         let archive = super::open_archive(Path::new(&args.what))?;
-        let signature = archive.signature();
-        Shown {
-            identity: archive.identity().to_owned(),
-            signature: trust::standing(&keys, archive.manifest_bytes(), signature)?,
-            manifest: archive.manifest().clone(),
-        }
+        show_opening(archive.opening(), context)?
     } else {
-        super::check_name(&args.what)?;
-        let node = context.node()?;
-        let app = node.installed(&args.what)?;
-        let version = super::installed_version(&app, args.release.as_deref())?;
-        let manifest = super::manifest_of(&node, &app, &version)?;
-        let identity =
-            app.release(&version).map(|release| release.identity.clone()).unwrap_or_default();
-        let directory = node.layout().release(&app.name, &version);
-        let bytes = file::read_if_there(&directory.join("manifest.json"))?.unwrap_or_default();
-        let signature = file::read_if_there(&directory.join("manifest.json.minisig"))?;
-        let signature = trust::standing(&keys, bytes.as_bytes(), signature.as_deref())?;
-        Shown { identity, signature, manifest }
+        show_installed(args, context)?
     };
     if args.json {
         context.ui.json(&shown);
@@ -73,6 +64,41 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.ui.answer(render(&shown));
     }
     Ok(Exit::Done)
+}
+
+/// Reads what a tarball on standard input begins with.
+fn read_input() -> Result<Opening> {
+    if input::is_terminal() {
+        return refuse("standard input is a terminal", PIPE).exit(Exit::Usage);
+    }
+    match Opening::read(&mut input::read).context("reading standard input") {
+        // Who ended it himself needs no advice.
+        Err(error) if exit_of(&error) == Exit::Interrupted => Err(error),
+        read => read.hint(PIPE),
+    }
+}
+
+fn show_opening(opening: &Opening, context: &Context) -> Result<Shown> {
+    let keys = trust::keys(&context.layout)?;
+    let signature = trust::standing(&keys, opening.manifest_bytes(), opening.signature())?;
+    let identity = opening.identity().to_owned();
+    Ok(Shown { identity, signature, manifest: opening.manifest().clone() })
+}
+
+fn show_installed(args: &Args, context: &Context) -> Result<Shown> {
+    let keys = trust::keys(&context.layout)?;
+    super::check_name(&args.what)?;
+    let node = context.node()?;
+    let app = node.installed(&args.what)?;
+    let version = super::installed_version(&app, args.release.as_deref())?;
+    let manifest = super::manifest_of(&node, &app, &version)?;
+    let identity =
+        app.release(&version).map(|release| release.identity.clone()).unwrap_or_default();
+    let directory = node.layout().release(&app.name, &version);
+    let bytes = file::read_if_there(&directory.join("manifest.json"))?.unwrap_or_default();
+    let signature = file::read_if_there(&directory.join("manifest.json.minisig"))?;
+    let signature = trust::standing(&keys, bytes.as_bytes(), signature.as_deref())?;
+    Ok(Shown { identity, signature, manifest })
 }
 
 fn render(shown: &Shown) -> String {
