@@ -7,7 +7,7 @@
 //! | face | `main`, [`cli`], [`ui`] | words in, words out |
 //! | recipes | [`commands`], one file per verb | each reads like a recipe |
 //! | hands | [`run`] [`mount`] [`mod@file`] [`input`] [`hash`] [`process`] [`place`] [`machine`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`locked`] [`stage`] [`tarball`] [`signature`] [`trust`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`ready`] [`mod@log`] [`front`] [`serve`] [`switch`] [`history`] [`node`] [`revise`] [`undo`] | touch the system, print nothing |
-//! | plans | [`profile`] [`project`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`mod@diff`] [`sbom`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
+//! | plans | [`profile`] [`project`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`mod@diff`] [`sbom`] [`sizes`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
 //!
 //! [`error`] lies under all floors: every floor raises errors. `tests/house.rs` keeps
 //! the floors apart.
@@ -77,6 +77,7 @@ pub mod session;
 pub mod settings;
 pub mod signature;
 pub mod size;
+pub mod sizes;
 pub mod source;
 pub mod stage;
 pub mod start_script;

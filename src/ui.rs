@@ -25,18 +25,25 @@ pub struct Ui {
     verbosity: Verbosity,
     terminal: bool,
     color: bool,
+    /// Of standard output.
+    color_answers: bool,
     began: Instant,
 }
 
+/// Columns of an answer that no terminal shows.
+const COLUMNS: usize = 80;
+
 impl Ui {
-    /// Looks once whether standard error is a terminal, and honours `NO_COLOR`
-    /// (<https://no-color.org>).
+    /// Looks once what is a terminal, and honours `NO_COLOR` (<https://no-color.org>).
     #[must_use]
     pub fn new(verbosity: Verbosity) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
-        Self { verbosity, terminal, color: terminal && !no_color && !dumb, began: Instant::now() }
+        let colors = !no_color && !dumb;
+        let color_answers = std::io::stdout().is_terminal() && colors;
+        let began = Instant::now();
+        Self { verbosity, terminal, color: terminal && colors, color_answers, began }
     }
 
     /// Whether colours are wanted on standard error.
@@ -117,6 +124,25 @@ impl Ui {
         self.answer(json(value));
     }
 
+    /// Prints an answer that has colours, where the terminal may show them.
+    pub fn picture(&self, picture: &Picture) {
+        let paint = |(color, text): &(Option<Color>, String)| match color {
+            Some(color) if self.color_answers => {
+                format!("\x1b[{}m{}\x1b[0m", color.code(), plain(text))
+            }
+            _ => plain(text).into_owned(),
+        };
+        let text: String = picture.0.iter().map(paint).collect();
+        drop(writeln!(std::io::stdout().lock(), "{text}"));
+    }
+
+    /// How many columns the terminal has that shows answers; without one, 80.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        let size = terminal_size::terminal_size_of(std::io::stdout());
+        size.map_or(COLUMNS, |(terminal_size::Width(columns), _)| columns.into())
+    }
+
     /// A bar for work whose size is known, in bytes: what, how far, rate, time left.
     #[must_use]
     pub fn meter(&self, what: &str) -> Meter {
@@ -177,6 +203,53 @@ impl Spinner {
 impl Drop for Spinner {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+/// A text of which some has a colour.
+#[derive(Clone, Debug, Default)]
+pub struct Picture(Vec<(Option<Color>, String)>);
+
+/// The colours of a picture, which the terminal's own settings make readable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Color {
+    /// Green.
+    Green,
+    /// Yellow.
+    Yellow,
+    /// Blue.
+    Blue,
+    /// Magenta.
+    Magenta,
+}
+
+impl Color {
+    /// Select Graphic Rendition (console_codes(4)).
+    fn code(self) -> u8 {
+        match self {
+            Color::Green => 32,
+            Color::Yellow => 33,
+            Color::Blue => 34,
+            Color::Magenta => 35,
+        }
+    }
+}
+
+impl Picture {
+    /// Adds text without a colour.
+    pub fn add(&mut self, text: impl Into<String>) {
+        self.0.push((None, text.into()));
+    }
+
+    /// Adds text of this colour.
+    pub fn paint(&mut self, color: Color, text: impl Into<String>) {
+        self.0.push((Some(color), text.into()));
+    }
+
+    /// The text alone.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.0.iter().map(|(_, text)| text.as_str()).collect()
     }
 }
 

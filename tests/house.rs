@@ -43,7 +43,7 @@ const HANDS: [&str; 35] = [
     "revise",
     "undo",
 ];
-const PLANS: [&str; 14] = [
+const PLANS: [&str; 15] = [
     "profile",
     "project",
     "reference",
@@ -53,6 +53,7 @@ const PLANS: [&str; 14] = [
     "manifest",
     "diff",
     "sbom",
+    "sizes",
     "release",
     "layout",
     "plan",

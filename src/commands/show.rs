@@ -1,5 +1,7 @@
 //! `farmctl show`: what a node tarball or an installed release is made of.
 
+mod sizes;
+
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -8,8 +10,9 @@ use serde::Serialize;
 
 use super::Context;
 use crate::error::{Exit, Mark as _, exit_of, refuse};
-use crate::manifest::Manifest;
-use crate::tarball::Opening;
+use crate::manifest::{FileIndex, Manifest};
+use crate::sizes::{Sizes, measure};
+use crate::tarball::{self, Opening};
 use crate::trust::{self, Standing};
 use crate::{file, input, ui};
 
@@ -19,7 +22,7 @@ const PIPE: &str = "curl -fsSL URL | farmctl show -, where URL is a node tarball
 /// Show what a node tarball or an installed release is made of
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl show hello_1.0.0_amd64.tar.xz\n  farmctl show hello --json\n  curl -fsSL https://example.org/hello_1.0.0_amd64.tar.xz | farmctl show -\n\nOf a tarball its first members are read, the manifest and the file index, and of\na file whether all else is there. Standard input is read no byte further: curl\nends with status 23, and whether the rest is whole is not known."
+    after_help = "Examples:\n  farmctl show hello_1.0.0_amd64.tar.xz\n  farmctl show hello --json\n  curl -fsSL https://example.org/hello_1.0.0_amd64.tar.xz | farmctl show -\n  farmctl show hello --sizes\n  farmctl show hello_1.0.0_amd64.tar.xz --sizes --html > sizes.html\n\nOf a tarball its first members are read, the manifest and the file index, and of\na file whether all else is there. Standard input is read no byte further: curl\nends with status 23, and whether the rest is whole is not known.\n\nWith --sizes: what the bytes are spent on. Compressed sizes of parts are\nestimates: a segment is compressed as a whole, and shared out among its files by\ntheir bytes; in a bar, they are the dark part. With --html: a page for a browser\nthat fetches nothing."
 )]
 pub struct Args {
     /// A node tarball, - for one on standard input, or the name of an installed application
@@ -27,7 +30,13 @@ pub struct Args {
     /// The release of the application instead of the current one
     #[arg(long, value_name = "VERSION")]
     release: Option<String>,
-    /// Print the manifest and its identity as JSON
+    /// Show what the bytes are spent on: packages, distributions, directories
+    #[arg(long)]
+    sizes: bool,
+    /// Print that as a page for a browser
+    #[arg(long, requires = "sizes", conflicts_with = "json")]
+    html: bool,
+    /// Print the manifest and its identity as JSON, and with --sizes those
     #[arg(long)]
     json: bool,
 }
@@ -40,6 +49,9 @@ pub(super) struct Shown {
     signature: Standing,
     /// The manifest.
     manifest: Manifest,
+    /// What the bytes are spent on, with `--sizes`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sizes: Option<Sizes>,
 }
 
 /// Carries the verb out.
@@ -50,18 +62,26 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let shown = if args.what == "-" {
         let opening = read_input()?;
         let size = ui::size(opening.size());
-        context.ui.step(format!("read {size}, the manifest and the file index, and no further: whether the rest is whole is not known"));
-        show_opening(&opening, context)?
+        context.ui.step(format!(
+            "read {size}, the manifest and the file index, and no further: whether the rest is \
+             whole is not known"
+        ));
+        show_opening(opening, args, context)?
     } else if Path::new(&args.what).is_file() || args.what.contains(['/', '_']) {
         let archive = super::open_archive(Path::new(&args.what))?;
-        show_opening(archive.opening(), context)?
+        show_opening(archive.into_opening(), args, context)?
     } else {
         show_installed(args, context)?
     };
-    if args.json {
-        context.ui.json(&shown);
-    } else {
-        context.ui.answer(render(&shown));
+    match &shown.sizes {
+        _ if args.json => context.ui.json(&shown),
+        None => context.ui.answer(render(&shown)),
+        Some(sizes) if args.html => {
+            context.ui.answer(sizes::page(&shown.manifest, &shown.identity, sizes).trim_end());
+        }
+        Some(sizes) => {
+            context.ui.picture(&sizes::picture(&shown.manifest, sizes, context.ui.columns()));
+        }
     }
     Ok(Exit::Done)
 }
@@ -78,11 +98,17 @@ fn read_input() -> Result<Opening> {
     }
 }
 
-fn show_opening(opening: &Opening, context: &Context) -> Result<Shown> {
+fn show_opening(opening: Opening, args: &Args, context: &Context) -> Result<Shown> {
     let keys = trust::keys(&context.layout)?;
     let signature = trust::standing(&keys, opening.manifest_bytes(), opening.signature())?;
     let identity = opening.identity().to_owned();
-    Ok(Shown { identity, signature, manifest: opening.manifest().clone() })
+    let (manifest, files) = opening.into_parts();
+    let sizes = args.sizes.then(|| add_up(&manifest, &files));
+    Ok(Shown { identity, signature, manifest, sizes })
+}
+
+fn add_up(manifest: &Manifest, files: &FileIndex) -> Sizes {
+    measure(manifest, files, &tarball::contents(manifest, files))
 }
 
 fn show_installed(args: &Args, context: &Context) -> Result<Shown> {
@@ -98,7 +124,11 @@ fn show_installed(args: &Args, context: &Context) -> Result<Shown> {
     let bytes = file::read_if_there(&directory.join("manifest.json"))?.unwrap_or_default();
     let signature = file::read_if_there(&directory.join("manifest.json.minisig"))?;
     let signature = trust::standing(&keys, bytes.as_bytes(), signature.as_deref())?;
-    Ok(Shown { identity, signature, manifest })
+    let sizes = match args.sizes {
+        true => Some(add_up(&manifest, &super::index_of(&node, &app, &version)?)),
+        false => None,
+    };
+    Ok(Shown { identity, signature, manifest, sizes })
 }
 
 fn render(shown: &Shown) -> String {

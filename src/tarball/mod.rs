@@ -47,7 +47,7 @@ pub use incoming::Source;
 pub use opening::{Check, Opening};
 pub use pack::{Packed, pack};
 pub use plain::{restore_tree, save_tree};
-pub use segment::SegmentCache;
+pub use segment::{SegmentCache, contents};
 pub use walk::{Scan, scan};
 
 /// What long work tells its caller: called often and cheaply with (bytes done, bytes in
