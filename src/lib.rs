@@ -6,8 +6,8 @@
 //! |---|---|---|
 //! | face | `main`, [`cli`], [`ui`] | words in, words out |
 //! | recipes | [`commands`], one file per verb | each reads like a recipe |
-//! | hands | [`run`] [`mount`] [`mod@file`] [`hash`] [`process`] [`place`] [`machine`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`locked`] [`stage`] [`tarball`] [`signature`] [`trust`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`ready`] [`mod@log`] [`front`] [`serve`] [`switch`] [`history`] [`node`] [`revise`] [`undo`] | touch the system, print nothing |
-//! | plans | [`profile`] [`project`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`kept`] [`mod@diff`] [`sbom`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
+//! | hands | [`run`] [`mount`] [`mod@file`] [`input`] [`hash`] [`process`] [`place`] [`machine`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`locked`] [`stage`] [`tarball`] [`signature`] [`trust`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`ready`] [`mod@log`] [`front`] [`serve`] [`switch`] [`history`] [`node`] [`revise`] [`undo`] | touch the system, print nothing |
+//! | plans | [`profile`] [`project`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`kept`] [`mod@diff`] [`sbom`] [`sizes`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
 //!
 //! [`error`] lies under all floors: every floor raises errors. `tests/house.rs` keeps
 //! the floors apart.
@@ -47,6 +47,7 @@ pub mod front;
 pub mod git;
 pub mod hash;
 pub mod history;
+pub mod input;
 pub mod inside;
 pub mod kept;
 pub mod layout;
@@ -77,6 +78,7 @@ pub mod session;
 pub mod settings;
 pub mod signature;
 pub mod size;
+pub mod sizes;
 pub mod source;
 pub mod stage;
 pub mod start_script;

@@ -25,18 +25,25 @@ pub struct Ui {
     verbosity: Verbosity,
     terminal: bool,
     color: bool,
+    /// Of standard output.
+    color_answers: bool,
     began: Instant,
 }
 
+/// Columns of an answer that no terminal shows.
+const COLUMNS: usize = 80;
+
 impl Ui {
-    /// Looks once whether standard error is a terminal, and honours `NO_COLOR`
-    /// (<https://no-color.org>).
+    /// Looks once what is a terminal, and honours `NO_COLOR` (<https://no-color.org>).
     #[must_use]
     pub fn new(verbosity: Verbosity) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
-        Self { verbosity, terminal, color: terminal && !no_color && !dumb, began: Instant::now() }
+        let colors = !no_color && !dumb;
+        let color_answers = std::io::stdout().is_terminal() && colors;
+        let began = Instant::now();
+        Self { verbosity, terminal, color: terminal && colors, color_answers, began }
     }
 
     /// Whether colours are wanted on standard error.
@@ -114,8 +121,26 @@ impl Ui {
 
     /// Prints an answer as JSON.
     pub fn json(&self, value: &impl Serialize) {
-        let text = serde_json::to_string_pretty(value).expect("our values have string keys");
-        self.answer(text);
+        self.answer(json(value));
+    }
+
+    /// Prints an answer that has colours, where the terminal may show them.
+    pub fn picture(&self, picture: &Picture) {
+        let paint = |(color, text): &(Option<Color>, String)| match color {
+            Some(color) if self.color_answers => {
+                format!("\x1b[{}m{}\x1b[0m", color.code(), plain(text))
+            }
+            _ => plain(text).into_owned(),
+        };
+        let text: String = picture.0.iter().map(paint).collect();
+        drop(writeln!(std::io::stdout().lock(), "{text}"));
+    }
+
+    /// How many columns the terminal has that shows answers; without one, 80.
+    #[must_use]
+    pub fn columns(&self) -> usize {
+        let size = terminal_size::terminal_size_of(std::io::stdout());
+        size.map_or(COLUMNS, |(terminal_size::Width(columns), _)| columns.into())
     }
 
     /// A bar for work whose size is known, in bytes: what, how far, rate, time left.
@@ -179,6 +204,69 @@ impl Drop for Spinner {
     fn drop(&mut self) {
         self.0.finish_and_clear();
     }
+}
+
+/// A text of which some has a colour.
+#[derive(Clone, Debug, Default)]
+pub struct Picture(Vec<(Option<Color>, String)>);
+
+/// The colours of a picture, which the terminal's own settings make readable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Color {
+    /// Green.
+    Green,
+    /// Yellow.
+    Yellow,
+    /// Blue.
+    Blue,
+    /// Magenta.
+    Magenta,
+}
+
+impl Color {
+    /// Select Graphic Rendition (console_codes(4)).
+    fn code(self) -> u8 {
+        match self {
+            Color::Green => 32,
+            Color::Yellow => 33,
+            Color::Blue => 34,
+            Color::Magenta => 35,
+        }
+    }
+}
+
+impl Picture {
+    /// Adds text without a colour.
+    pub fn add(&mut self, text: impl Into<String>) {
+        self.0.push((None, text.into()));
+    }
+
+    /// Adds text of this colour.
+    pub fn paint(&mut self, color: Color, text: impl Into<String>) {
+        self.0.push((Some(color), text.into()));
+    }
+
+    /// The text alone.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.0.iter().map(|(_, text)| text.as_str()).collect()
+    }
+}
+
+/// A value as JSON, in lines, with nothing in it that a terminal would obey.
+#[must_use]
+pub fn json(value: &impl Serialize) -> String {
+    let text = serde_json::to_string_pretty(value).expect("our values have string keys");
+    let is_told = |letter: char| letter.is_control() && letter != '\n';
+    if !text.contains(is_told) {
+        return text;
+    }
+    // JSON has an escape of its own; that of the terminal would be none in it.
+    let escape = |letter: char| match is_told(letter) {
+        true => format!("\\u{:04x}", u32::from(letter)),
+        false => letter.to_string(),
+    };
+    text.chars().map(escape).collect()
 }
 
 /// A text without what a terminal would obey: names out of a tarball and lines of tools
@@ -279,5 +367,15 @@ mod tests {
         assert_eq!(plain("café\n\tnext"), "café\n\tnext");
         assert_eq!(plain("\u{1b}[2Jgone\r"), "\\u{1b}[2Jgone\\r");
         assert_eq!(one_line("a\n✓ verified"), "a\\n✓ verified");
+    }
+
+    #[test]
+    fn json_is_json_whatever_is_in_it() {
+        let names = ["a\u{9b}2J", "\u{7f}\u{1b}", "é\u{85}"];
+        let text = json(&names);
+        assert_eq!(text, "[\n  \"a\\u009b2J\",\n  \"\\u007f\\u001b\",\n  \"é\\u0085\"\n]");
+        assert_eq!(plain(&text), text);
+        let back: Vec<String> = serde_json::from_str(&text).expect("it is JSON");
+        assert_eq!(back, names);
     }
 }

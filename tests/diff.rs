@@ -1,4 +1,4 @@
-//! What separates two releases, and a running session from its release.
+//! What separates two releases, and a running session from its release; what one is made of.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -9,11 +9,15 @@ mod signal;
 #[path = "common/tiny.rs"]
 mod tiny;
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Seek as _, Write as _};
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
-use common::Farm;
+use common::{Farm, Ran};
 use farmctl::manifest::Distribution;
+use farmctl::tarball::Archive;
 use signal::word;
 use tiny::Tiny;
 
@@ -114,6 +118,114 @@ fn a_session_is_compared_with_its_release() {
     let said = ran.stderr;
     assert!(said.contains("shop 1.0 differs from what was installed in 1 path"), "{said}");
     assert!(said.ends_with(": distribution till 1\n"), "{said}");
+    farm.assert_clean();
+}
+
+/// Runs `farmctl show -` and what follows with this as its standard input.
+fn show_input(farm: &Farm, more: &[&str], input: impl Into<Stdio>) -> Ran {
+    let mut command = farm.command(&[&["show", "-"], more].concat());
+    command.stdin(input);
+    common::run(command)
+}
+
+#[test]
+fn a_tarball_is_shown_out_of_a_pipe_and_by_its_sizes() {
+    let farm = Farm::new();
+    let mut tiny = Tiny::new(&tiny::profile("shop", "1.0", SLEEP));
+    tiny.distributions = vec![Distribution { name: "till".to_owned(), version: "2.0".to_owned() }];
+    let text = "0123456789".repeat(2000);
+    let path = tiny.file("srv/till/till.py", text, 0o644).pack(farm.root());
+    farm.run(&["install", word(&path)]).ok();
+
+    // It is read to the end of the file index and not a byte further.
+    let mut file = File::open(&path).expect("it was packed");
+    let end = Archive::open(&path).expect("as packed").opening().size();
+    for more in [&[][..], &["--json"], &["--sizes"], &["--sizes", "--html"], &["--sizes", "--json"]]
+    {
+        file.rewind().expect("it is a file");
+        let piped = show_input(&farm, more, file.try_clone().expect("it is open")).ok();
+        assert_eq!(file.stream_position().expect("it is a file"), end, "{more:?}");
+        assert!(piped.stderr.contains("whether the rest is whole is not known"), "{more:?}");
+        let shown = farm.run(&[&["show", word(&path)], more].concat()).ok();
+        assert_eq!(piped.stdout, shown.stdout, "{more:?}");
+        assert_eq!(shown.stderr, "", "{more:?}");
+        let installed = farm.run(&[&["show", "shop"], more].concat()).ok();
+        assert_eq!(installed.stdout, shown.stdout, "{more:?}");
+    }
+
+    let shown = farm.run(&["show", "shop", "--sizes"]).ok().stdout;
+    let line = |start: &str| shown.lines().find(|line| line.starts_with(start)).expect(start);
+    assert!(line("Python distributions, ").contains("  19.53 KiB  "), "{shown}");
+    assert!(line("  till ").contains("  19.53 KiB  "), "{shown}");
+    assert!(line("  /usr/bin ").contains('█'), "{shown}");
+    let json = farm.run(&["show", "shop", "--sizes", "--json"]).ok().stdout;
+    let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let (sizes, manifest) = (&value["sizes"], &value["manifest"]);
+    assert_eq!(sizes["total"]["unpacked"], manifest["payload"]["content"]);
+    assert_eq!(sizes["total"]["paths"], manifest["payload"]["entries"]);
+    let sum = |values: &serde_json::Value, number: &dyn Fn(&serde_json::Value) -> u64| -> u64 {
+        values.as_array().expect("a list").iter().map(number).sum()
+    };
+    let segments = sum(&manifest["segments"], &|one| one["xz-size"].as_u64().expect("bytes"));
+    assert_eq!(sizes["total"]["packed"], segments);
+    let groups = &sizes["groups"];
+    assert_eq!(sum(groups, &|one| one["total"]["packed"].as_u64().expect("bytes")), segments);
+    assert_eq!(groups[0]["kind"], "distributions");
+    assert_eq!(groups[0]["parts"][0]["version"], "2.0");
+    assert_eq!(groups[0]["parts"][0]["unpacked"], 20_000);
+    assert!(farm.run(&["show", "shop", "--sizes", "--html"]).ok().stdout.starts_with("<!DOCTYPE"));
+    assert_eq!(farm.run(&["show", "shop", "--html"]).code, 2);
+    farm.assert_clean();
+}
+
+#[test]
+fn standard_input_that_is_no_tarball_is_told_apart() {
+    let farm = Farm::new();
+    let path = Tiny::new(&tiny::profile("shop", "1.0", SLEEP)).pack(farm.root());
+    let bytes = fs::read(&path).expect("it was packed");
+    let given = |bytes: &[u8]| {
+        let mut file = tempfile::tempfile().expect("there is room");
+        file.write_all(bytes).and_then(|()| file.rewind()).expect("there is room");
+        let ran = show_input(&farm, &[], file).failed(1);
+        assert_eq!(ran.stdout, "");
+        let error = ran.error().strip_prefix("reading standard input: ").expect("it was");
+        (error.to_owned(), ran.hint().to_owned())
+    };
+    let pipe = "curl -fsSL URL | farmctl show -, where URL is a node tarball's";
+    let copy = "copy the file again from where it was baked and compare its sha256sum";
+    let bake = "give a node tarball: what farmctl bake writes";
+    for (bytes, error, hint) in [
+        (&b""[..], "it is empty", pipe),
+        (b"hello\n", "not an .xz file", bake),
+        (b"<!DOCTYPE html>\n<title>404</title>", "not an .xz file but a web page", bake),
+        (&bytes[..11], "cut short at byte 11", copy),
+        (&bytes[..300], "reading .farmctl/manifest.json: cut short at byte 300", copy),
+    ] {
+        assert_eq!(given(bytes), (error.to_owned(), hint.to_owned()));
+    }
+    let mut flipped = bytes.clone();
+    flipped[200] ^= 1;
+    let (error, hint) = given(&flipped);
+    assert!(error.starts_with("reading .farmctl/manifest.json: "), "{error}");
+    assert_eq!(hint, pipe);
+    let ends = nix::pty::openpty(None, None).expect("devpts is mounted");
+    let ran = show_input(&farm, &[], ends.slave).failed(2);
+    assert_eq!((ran.error(), ran.hint()), ("standard input is a terminal", pipe));
+    // Who waits for it is left by a signal.
+    let (reader, _writer) = nix::unistd::pipe().expect("there are descriptors");
+    let mut command = farm.command(&["show", "-"]);
+    let child = command.stdin(reader).stderr(Stdio::piped()).spawn().expect("it can be started");
+    let caught = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("SigCgt:\t"));
+        u64::from_str_radix(line.unwrap_or("0"), 16).is_ok_and(|all| all & (1 << 14) != 0)
+    };
+    common::wait_for("farmctl to take signals", Duration::from_secs(10), || caught(child.id()));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("it runs");
+    let ended = child.wait_with_output().expect("it is ours");
+    assert_eq!(ended.status.code(), Some(130));
+    assert_eq!(ended.stderr, b"error: reading standard input: interrupted\n");
     farm.assert_clean();
 }
 

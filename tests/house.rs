@@ -6,10 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FACE: [&str; 3] = ["main", "cli", "ui"];
-const HANDS: [&str; 34] = [
+const HANDS: [&str; 35] = [
     "run",
     "mount",
     "file",
+    "input",
     "hash",
     "process",
     "place",
@@ -42,7 +43,7 @@ const HANDS: [&str; 34] = [
     "revise",
     "undo",
 ];
-const PLANS: [&str; 15] = [
+const PLANS: [&str; 16] = [
     "profile",
     "project",
     "reference",
@@ -53,6 +54,7 @@ const PLANS: [&str; 15] = [
     "kept",
     "diff",
     "sbom",
+    "sizes",
     "release",
     "layout",
     "plan",

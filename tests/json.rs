@@ -78,6 +78,7 @@ fn what_is_printed_is_what_the_manual_says() {
         (&["gc", "--check"], 0),
         (&["key"], 0),
         (&["show", word(&first)], 0),
+        (&["show", "shop", "--sizes"], 0),
         (&["diff", word(&first), word(&second)], 3),
         (&["verify", "shop"], 0),
         (&["verify", "shop", "--session"], 3),

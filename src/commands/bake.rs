@@ -215,7 +215,9 @@ fn plan(baking: &Baking) -> Result<Plan> {
     let done = kept.as_ref().map(|kept| kept.step);
     let from = baking.begins_with(kept.as_ref());
     plan.commands(format!("fork volume {from}"), baking.storage.describe_fork(from, "fv-stage-…")?);
-    said.into_iter().for_each(|line| plan.step(line));
+    for line in said {
+        plan.step(line);
+    }
     let mut packages = baking.build_packages();
     packages.retain(|_| done < Some(Step::Packages));
     if !packages.is_empty() && baking.lock.is_some() {

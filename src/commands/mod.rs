@@ -276,12 +276,10 @@ struct Reading {
 /// Reads a tarball, an installed application's current release, or NAME=VERSION.
 fn read_release(what: &str, context: &Context) -> Result<Reading> {
     if Path::new(what).is_file() || what.contains(['/', '_']) {
-        let archive = open_archive(Path::new(what))?;
-        return Ok(Reading {
-            identity: archive.identity().to_owned(),
-            manifest: archive.manifest().clone(),
-            files: archive.into_files(),
-        });
+        let opening = open_archive(Path::new(what))?.into_opening();
+        let identity = opening.identity().to_owned();
+        let (manifest, files) = opening.into_parts();
+        return Ok(Reading { identity, manifest, files });
     }
     let (name, version) = match what.split_once('=') {
         Some((name, version)) => (name, Some(version)),

@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::fixture::{Cage, quiet};
 use super::member::{END, Members};
 use super::rules::{Rules, check_index};
-use super::{Archive, pax, restore_tree, save_tree, xz};
+use super::{Archive, Opening, pax, restore_tree, save_tree, xz};
 use crate::manifest::FileIndex;
 use crate::profile;
 use crate::release::{App, EnvironmentRecord};
@@ -355,6 +355,18 @@ fn open_archive(input: &[u8]) -> Result<()> {
             error.chain().skip(1).map(ToString::to_string).collect::<Vec<_>>().join(": ")
         )
     });
+    // Out of a pipe it says the same.
+    if let Ok(archive) = &opened {
+        let mut rest = input;
+        let mut source = |bytes: &mut [u8]| Ok(rest.read(bytes)?);
+        let opening = Opening::read(&mut source).expect("it was opened as a file");
+        assert_eq!(opening.files(), archive.files());
+        assert_eq!(opening.manifest_bytes(), archive.manifest_bytes());
+        assert_eq!(input.len() - rest.len(), usize::try_from(opening.size()).expect("small"));
+    } else {
+        let mut rest = input;
+        drop(Opening::read(&mut |bytes: &mut [u8]| Ok(rest.read(bytes)?)));
+    }
     opened.context(context)?.verify(1, &quiet)
 }
 

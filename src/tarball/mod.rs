@@ -13,13 +13,17 @@
 //! | `rules` | what a member may be, and in which order |
 //! | `xz` | blocks, index and ends of the stream |
 //! | `decode` | blocks decoded in threads, read in order |
+//! | `incoming` | blocks out of a pipe |
+//! | `opening` | the members before the payload |
 //! | `pack`, `archive`, `extract`, `patch`, `compare`, `plain` | what the recipes call |
 
 mod archive;
 mod compare;
 mod decode;
 mod extract;
+mod incoming;
 mod member;
+mod opening;
 mod pack;
 mod patch;
 mod pax;
@@ -38,12 +42,14 @@ mod hostile;
 #[cfg(test)]
 mod tests;
 
-pub use archive::{Archive, Check};
+pub use archive::Archive;
 pub use compare::{Difference, compare};
+pub use incoming::Source;
+pub use opening::{Check, Opening};
 pub use pack::{Packed, pack};
 pub use patch::Patch;
 pub use plain::{restore_tree, save_tree};
-pub use segment::SegmentCache;
+pub use segment::{SegmentCache, contents};
 pub use walk::{Scan, scan};
 
 /// What long work tells its caller: called often and cheaply with (bytes done, bytes in

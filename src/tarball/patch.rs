@@ -49,9 +49,9 @@ impl Archive {
             capabilities.iter().map(|one| (one.path.as_str(), from_hex(&one.value))).collect();
         let mut removed = Vec::new();
         let mut made = HashSet::new();
-        for (old, new) in before.paired(&self.index) {
+        for (old, new) in before.paired(self.files()) {
             if let (Some(old), Some(new)) = (old, new) {
-                let has = self.capabilities.get(&new.path);
+                let has = self.opening.capabilities.get(&new.path);
                 let had = had.get(new.path.as_str()).and_then(Option::as_ref);
                 // A file that is made anew takes its other names along; they come later.
                 let is_of_new = matches!(&new.kind, FileKind::HardLink { target } if made.contains(target.as_str()));
@@ -66,7 +66,7 @@ impl Archive {
         let is_made = |entry: &FileEntry| {
             matches!(entry.kind, FileKind::File { .. }) && made.contains(entry.path.as_str())
         };
-        let holds = |range: &Range<usize>| self.index.files[range.clone()].iter().any(is_made);
+        let holds = |range: &Range<usize>| self.files().files[range.clone()].iter().any(is_made);
         let segments = self.segments()?.into_iter().map(|range| (range.clone(), holds(&range)));
         Ok(Patch { archive: self, segments: segments.collect(), removed, made })
     }
@@ -74,10 +74,10 @@ impl Archive {
     /// The entries of the file index that lie in each segment.
     fn segments(&self) -> Result<Vec<Range<usize>>> {
         let mut ranges = Vec::new();
-        let mut entries = self.index.files.iter().enumerate().peekable();
+        let mut entries = self.files().files.iter().enumerate().peekable();
         let mut end = 0;
-        let last = self.manifest.segments.len() - 1;
-        for (number, segment) in self.manifest.segments.iter().enumerate() {
+        let last = self.manifest().segments.len() - 1;
+        for (number, segment) in self.manifest().segments.iter().enumerate() {
             let start = end;
             let mut size = if number == last { END.len() as u64 } else { 0 };
             while size < segment.size {
@@ -103,7 +103,7 @@ impl Patch<'_> {
     /// Bytes of tar that are to be decoded.
     #[must_use]
     pub fn size(&self) -> u64 {
-        let segments = self.segments.iter().zip(&self.archive.manifest.segments);
+        let segments = self.segments.iter().zip(&self.archive.manifest().segments);
         segments.filter(|((_, wanted), _)| *wanted).map(|(_, segment)| segment.size).sum()
     }
 
@@ -121,15 +121,15 @@ impl Patch<'_> {
             let tree = Tree::open(target)?;
             self.remove(&tree)?;
             self.make(&tree, threads, progress)?;
-            for entry in archive.index.files.iter().rev() {
+            for entry in archive.files().files.iter().rev() {
                 if entry.kind == FileKind::Directory {
                     let fd = tree.open_directory(entry.path.as_bytes())?;
                     settle(&File::from(fd), &archive.member(entry))
                         .with_context(|| format!("writing {}", entry.path))?;
                 }
             }
-            let capabilities = &archive.manifest.capabilities;
-            let differences = compare(target, &archive.index, capabilities, progress)?;
+            let capabilities = &archive.manifest().capabilities;
+            let differences = compare(target, archive.files(), capabilities, progress)?;
             if let Some(first) = differences.first() {
                 bail!("{first}");
             }
@@ -153,7 +153,7 @@ impl Patch<'_> {
 
     fn make(&self, tree: &Tree, threads: usize, progress: Progress<'_>) -> Result<()> {
         let archive = self.archive;
-        let hashes = archive.manifest.segments.iter().map(|segment| segment.sha256.as_str());
+        let hashes = archive.manifest().segments.iter().map(|segment| segment.sha256.as_str());
         let blocks: Vec<_> = archive
             .blocks
             .iter()
@@ -168,7 +168,7 @@ impl Patch<'_> {
             let mut opened = Opened::new(tree)?;
             let mut members = Members::new(decoded);
             for (range, is_decoded) in &self.segments {
-                for entry in &archive.index.files[range.clone()] {
+                for entry in &archive.files().files[range.clone()] {
                     let member = if *is_decoded {
                         archive.next_member(&mut members, entry)?
                     } else {

@@ -3,7 +3,7 @@
 //! A segment is compressed by itself, so that threads share the work and one that a bake
 //! before this one compressed is not compressed again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
@@ -13,11 +13,11 @@ use std::time::SystemTime;
 use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 
-use super::hex;
 use super::member::Member;
 use super::xz::{self, Block};
+use super::{from_hex, hex};
 use crate::file;
-use crate::manifest::{FileEntry, FileKind, Owner};
+use crate::manifest::{FileEntry, FileIndex, FileKind, Manifest, Owner, Segment};
 
 /// Bytes of a SHA-256.
 const HASH: u64 = 32;
@@ -45,6 +45,29 @@ pub(super) fn plan(members: &[Member], entries: &[FileEntry], cut: u64) -> Vec<R
         plan.push(0..0);
     }
     plan
+}
+
+/// Which entries of a file index lie in which segment, a range for each: an entry lies where
+/// its member begins. None for a release that was never packed.
+#[must_use]
+pub fn contents(manifest: &Manifest, files: &FileIndex) -> Vec<Range<usize>> {
+    let capabilities: HashMap<&str, Vec<u8>> = manifest
+        .capabilities
+        .iter()
+        .filter_map(|one| Some((one.path.as_str(), from_hex(&one.value)?)))
+        .collect();
+    let (mut next, mut at, mut end) = (0, 0_u64, 0_u64);
+    let range = |segment: &Segment| {
+        let start = next;
+        end = end.saturating_add(segment.size);
+        while let Some(entry) = files.files.get(next).filter(|_| at < end) {
+            let capability = capabilities.get(entry.path.as_str()).cloned();
+            at = at.saturating_add(Member::of_entry(entry, capability).archived());
+            next += 1;
+        }
+        start..next
+    };
+    manifest.segments.iter().map(range).collect()
 }
 
 /// Where the segment ends that begins with this member.

@@ -25,7 +25,7 @@ const FLAGS: [u8; 2] = [0, 4];
 pub(super) const END_SIZE: u64 = 12;
 /// Size of our block headers, bytes: the fields at their longest take 23, the CRC32 4.
 /// A fixed size lets a block be written before its sizes are known.
-const BLOCK_HEADER: usize = 28;
+pub(super) const BLOCK_HEADER: usize = 28;
 /// Size of a CRC64, bytes.
 const CHECK: u64 = 8;
 /// Compression level: that of xz when it is not told.
@@ -52,6 +52,11 @@ impl Block {
     /// The same block at another place of a file.
     pub fn moved(self, at: u64) -> Self {
         Self { at, ..self }
+    }
+
+    /// Its header.
+    pub fn header(&self) -> [u8; BLOCK_HEADER] {
+        block_header(self.unpadded - BLOCK_HEADER as u64 - CHECK, self.size)
     }
 
     /// Bytes it takes in the file.
@@ -115,7 +120,7 @@ fn take_vli(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-fn stream_header() -> Vec<u8> {
+pub(super) fn stream_header() -> Vec<u8> {
     [&MAGIC[..], &FLAGS, &crc32(&FLAGS)].concat()
 }
 
@@ -135,7 +140,7 @@ fn stream_tail(blocks: &[Block]) -> Vec<u8> {
 }
 
 /// The header of a block with `compressed` bytes that decode to `size`.
-fn block_header(compressed: u64, size: u64) -> [u8; BLOCK_HEADER] {
+pub(super) fn block_header(compressed: u64, size: u64) -> [u8; BLOCK_HEADER] {
     // Header size in words less one; flags: one filter, both sizes present.
     let mut bytes = vec![(BLOCK_HEADER / 4 - 1) as u8, 0xc0];
     push_vli(&mut bytes, compressed);
@@ -261,7 +266,7 @@ pub(super) fn assemble(mut out: &File, blocks: &[(&File, Block)]) -> Result<u64>
 }
 
 /// The block that begins at `at` with this header, if that is one of ours.
-fn parse_header(head: &[u8], at: u64) -> Option<Block> {
+pub(super) fn parse_header(head: &[u8], at: u64) -> Option<Block> {
     let mut sizes = head.get(2..)?;
     let (compressed, size) = (take_vli(&mut sizes)?, take_vli(&mut sizes)?);
     let unpadded = (BLOCK_HEADER as u64 + CHECK).checked_add(compressed)?;
@@ -276,6 +281,31 @@ pub(super) fn first_block(file: &File) -> Result<Option<Block>> {
     let mut head = [0; BLOCK_HEADER];
     file.read_exact_at(&mut head, 0)?;
     Ok(parse_header(&head, 0))
+}
+
+/// Checks that a stream begins as [`assemble`] writes it; `start` is its first bytes, and
+/// more than its header, where there are more, to tell what it is instead.
+pub(super) fn check_head(start: &[u8]) -> Result<()> {
+    let head = &start[..start.len().min(stream_header().len())];
+    if head.is_empty() || !head.starts_with(&MAGIC[..head.len().min(MAGIC.len())]) {
+        let what = other_kind(start).map_or(String::new(), |kind| format!(" but {kind}"));
+        return refuse(
+            format!("not an .xz file{what}"),
+            "give a node tarball: what farmctl bake writes",
+        );
+    }
+    if head.len() < stream_header().len() {
+        return cut_short(head.len() as u64);
+    }
+    if head != stream_header() {
+        return foreign(start, 0);
+    }
+    Ok(())
+}
+
+/// Says that a stream ends at this byte, and not where it should.
+pub(super) fn cut_short<T>(at: u64) -> Result<T> {
+    refuse(format!("cut short at byte {at}"), COPY_AGAIN)
 }
 
 /// Finds the blocks of a file that is one stream as [`assemble`] writes it and nothing
@@ -293,20 +323,9 @@ pub(super) fn read_layout(file: &File) -> Result<Vec<Block>> {
         file.read_exact_at(&mut bytes, at)?;
         Ok(bytes)
     };
-    let cut = || refuse(format!("cut short at byte {length}"), COPY_AGAIN);
-    let head = read(0, stream_header().len())?;
-    if head.is_empty() || !head.starts_with(&MAGIC[..head.len().min(MAGIC.len())]) {
-        let what = other_kind(file).map_or(String::new(), |kind| format!(" but {kind}"));
-        return refuse(
-            format!("not an .xz file{what}"),
-            "give a node tarball: what farmctl bake writes",
-        );
-    }
-    if head.len() < stream_header().len() {
-        return cut();
-    }
-    if head != stream_header() {
-        return foreign(file, 0);
+    let cut = || cut_short(length);
+    if read(0, stream_header().len())? != stream_header() {
+        check_head(&read(0, PIECE)?)?;
     }
     let mut blocks = Vec::new();
     let mut at = END_SIZE;
@@ -319,7 +338,7 @@ pub(super) fn read_layout(file: &File) -> Result<Vec<Block>> {
             Some(_) => {}
         }
         let Some(block) = parse_header(&head, at) else {
-            return foreign(file, at);
+            return foreign(&read(0, PIECE)?, at);
         };
         at += block.xz_size();
         if at > length {
@@ -370,10 +389,8 @@ pub(super) fn mended(bytes: &[u8]) -> Option<Vec<u8>> {
 
 /// What a file is that does not begin like an .xz file, in words, where its first bytes
 /// tell: what people have at hand instead, and what downloads turn out to be.
-fn other_kind(file: &File) -> Option<&'static str> {
-    let mut head = [0; 512];
-    let count = file.read_at(&mut head, 0).ok()?;
-    let head = &head[..count];
+fn other_kind(start: &[u8]) -> Option<&'static str> {
+    let head = &start[..start.len().min(512)];
     let kinds: [(&[u8], &str); 8] = [
         (b"\x1f\x8b", "a gzip file"),
         (b"\x28\xb5\x2f\xfd", "a zstd file"),
@@ -396,9 +413,10 @@ fn other_kind(file: &File) -> Option<&'static str> {
     }
 }
 
-/// Says why a stream is not one of ours: by the first tar member where it has one.
-fn foreign<T>(file: &File, at: u64) -> Result<T> {
-    match first_member(file) {
+/// Says why a stream is not one of ours: by the first tar member where its first bytes
+/// have one.
+pub(super) fn foreign<T>(start: &[u8], at: u64) -> Result<T> {
+    match first_member(start) {
         Some(name) if name != crate::manifest::MANIFEST_MEMBER => refuse(
             format!("not a farmctl node tarball: the first member is {name}"),
             "give a node tarball: what farmctl bake writes",
@@ -410,14 +428,11 @@ fn foreign<T>(file: &File, at: u64) -> Result<T> {
     }
 }
 
-fn first_member(file: &File) -> Option<String> {
-    let mut input = vec![0; PIECE];
-    let count = file.read_at(&mut input, 0).ok()?;
+fn first_member(start: &[u8]) -> Option<String> {
     let mut decoder = Stream::new_stream_decoder(DECODER_LIMIT, TELL_UNSUPPORTED_CHECK).ok()?;
     let mut output = Vec::with_capacity(super::member::BLOCK);
     // What has come out counts, whatever the decoder thinks of the rest.
-    if decoder.process_vec(&input[..count], &mut output, Action::Run).is_err() && output.len() < 100
-    {
+    if decoder.process_vec(start, &mut output, Action::Run).is_err() && output.len() < 100 {
         return None;
     }
     let name = output.get(..100)?.split(|byte| *byte == 0).next()?;
@@ -439,6 +454,30 @@ pub(super) fn decode(
             return damaged();
         }
     }
+    let mut hash = Sha256::new();
+    let mut read = |feed: Sink<'_>| {
+        each_piece(file, block.at, block.xz_size(), &mut |piece| {
+            hash.update(piece);
+            feed(piece)
+        })?;
+        // Again, because the file may have been changed in between.
+        match sha256 {
+            Some(wanted) if super::hex(&hash.finalize_reset()) != wanted => damaged(),
+            _ => Ok(()),
+        }
+    };
+    decode_pieces(block, &mut read, sink)
+}
+
+/// What takes bytes in pieces.
+type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
+
+/// Decodes one block, in pieces, whose bytes in the stream are what `read` gives.
+pub(super) fn decode_pieces(
+    block: Block,
+    read: &mut dyn FnMut(Sink<'_>) -> Result<()>,
+    sink: &mut dyn FnMut(Vec<u8>) -> Result<()>,
+) -> Result<()> {
     // liblzma decodes streams: a stream of this one block, its sizes checked by its index.
     let mut decoder = Stream::new_stream_decoder(DECODER_LIMIT, TELL_UNSUPPORTED_CHECK)
         .context("preparing the xz decoder")?;
@@ -466,19 +505,12 @@ pub(super) fn decode(
             }
         }
     };
-    let mut hash = Sha256::new();
     feed(&stream_header())?;
-    each_piece(file, block.at, block.xz_size(), &mut |piece| {
-        hash.update(piece);
-        feed(piece)
-    })?;
+    read(&mut feed)?;
     feed(&stream_tail(&[block]))?;
     let total = decoder.total_out();
     if status != Status::StreamEnd || total != block.size {
         bail!("an xz block ends early");
-    }
-    if sha256.is_some_and(|wanted| super::hex(&hash.finalize()) != wanted) {
-        return damaged();
     }
     if !output.is_empty() {
         sink(output)?;

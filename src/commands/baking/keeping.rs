@@ -27,7 +27,7 @@ const RESERVE: u64 = 10;
 
 /// What a bake begins with.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(in crate::commands) struct Found {
     /// The tree that is kept of the last step whose inputs are as they were.
     pub kept: Option<Kept>,
     /// What is taken of the last bake, and why the rest is not: a line each.
@@ -38,7 +38,7 @@ pub(super) struct Found {
 ///
 /// # Errors
 /// When the storage cannot be looked at.
-pub(super) fn find(baking: &Baking) -> Result<Found> {
+pub(in crate::commands) fn find(baking: &Baking) -> Result<Found> {
     let mut found = Found::default();
     let all = &baking.environment.kept;
     if !baking.reuse || all.is_empty() {
