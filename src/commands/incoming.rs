@@ -282,8 +282,8 @@ fn earlier(
         node.index(&app.name, &release.version).ok().flatten(),
     );
     let (Some(manifest), Some(index)) = papers else { return Ok(None) };
-    let patch = archive.patch(&index, &manifest.capabilities);
-    let is_worth_it = patch.is_ok_and(|patch| patch.size() <= archive.manifest().payload.size / 2);
+    let lacking = archive.patch(&index, &manifest.capabilities).size();
+    let is_worth_it = lacking <= archive.manifest().payload.size / 2;
     Ok(is_worth_it.then(|| Earlier { release: release.clone(), manifest, index }))
 }
 
@@ -297,7 +297,7 @@ impl Earlier {
         mark: &Mark,
         ui: &Ui,
     ) -> Result<Tree> {
-        let patch = archive.patch(&self.index, &self.manifest.capabilities)?;
+        let patch = archive.patch(&self.index, &self.manifest.capabilities);
         let content = archive.manifest().payload.content;
         ui.step(format!(
             "forking {}, unpacking {} of {}",

@@ -9,14 +9,15 @@ use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use nix::unistd::{UnlinkatFlags, syncfs, unlinkat};
 
 use super::archive::Archive;
 use super::compare::compare;
 use super::decode::decode_blocks;
 use super::extract::{Opened, settle, write};
-use super::member::{END, Members};
+use super::member::Members;
+use super::segment::contents;
 use super::walk::Tree;
 use super::{Progress, from_hex};
 use crate::manifest::{Capability, FileEntry, FileIndex, FileKind};
@@ -37,14 +38,8 @@ pub struct Patch<'a> {
 impl Archive {
     /// What separates the tree of another release, with this file index and these
     /// capabilities, from the one in this tarball.
-    ///
-    /// # Errors
-    /// When segments do not end where members do: then it can only be extracted.
-    pub fn patch<'a>(
-        &'a self,
-        before: &'a FileIndex,
-        capabilities: &[Capability],
-    ) -> Result<Patch<'a>> {
+    #[must_use]
+    pub fn patch<'a>(&'a self, before: &'a FileIndex, capabilities: &[Capability]) -> Patch<'a> {
         let had: HashMap<&str, Option<Vec<u8>>> =
             capabilities.iter().map(|one| (one.path.as_str(), from_hex(&one.value))).collect();
         let mut removed = Vec::new();
@@ -67,28 +62,10 @@ impl Archive {
             matches!(entry.kind, FileKind::File { .. }) && made.contains(entry.path.as_str())
         };
         let holds = |range: &Range<usize>| self.files().files[range.clone()].iter().any(is_made);
-        let segments = self.segments()?.into_iter().map(|range| (range.clone(), holds(&range)));
-        Ok(Patch { archive: self, segments: segments.collect(), removed, made })
-    }
-
-    /// The entries of the file index that lie in each segment.
-    fn segments(&self) -> Result<Vec<Range<usize>>> {
-        let mut ranges = Vec::new();
-        let mut entries = self.files().files.iter().enumerate().peekable();
-        let mut end = 0;
-        let last = self.manifest().segments.len() - 1;
-        for (number, segment) in self.manifest().segments.iter().enumerate() {
-            let start = end;
-            let mut size = if number == last { END.len() as u64 } else { 0 };
-            while size < segment.size {
-                let Some((at, entry)) = entries.next() else { break };
-                size += self.member(entry).archived();
-                end = at + 1;
-            }
-            ensure!(size == segment.size, "segment {} ends within a member", number + 1);
-            ranges.push(start..end);
-        }
-        Ok(ranges)
+        // Of a tarball not cut at members, members are not found where they are looked for.
+        let segments = contents(self.manifest(), self.files()).into_iter();
+        let segments = segments.map(|range| (range.clone(), holds(&range))).collect();
+        Patch { archive: self, segments, removed, made }
     }
 }
 
@@ -228,7 +205,7 @@ mod tests {
 
         fn patch(&self) -> Patch<'_> {
             let capabilities = &self.before.manifest().capabilities;
-            self.after.patch(self.before.files(), capabilities).expect("as packed")
+            self.after.patch(self.before.files(), capabilities)
         }
 
         /// Patches the first tree: the second one must come out. Answers bytes decoded.
