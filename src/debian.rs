@@ -207,14 +207,14 @@ pub fn install(call: &Invocation, key: &str, show: &dyn Fn(&str)) -> Result<()> 
 pub fn write_sources(chroot: &Chroot, archive: &Archive, environment: &Environment) -> Result<()> {
     let apt = chroot.outside("/etc/apt");
     file::remove_if_there(&apt.join("sources.list"))?;
-    file::publish(&apt.join("sources.list.d/debian.sources"), archive.sources().as_bytes(), 0o644)?;
+    file::put(&apt.join("sources.list.d/debian.sources"), archive.sources().as_bytes(), 0o644)?;
     if !environment.apt_sources.is_empty() {
         let text = environment.apt_sources.join("\n\n");
-        file::publish(&apt.join("sources.list.d/profile.sources"), text.as_bytes(), 0o644)?;
+        file::put(&apt.join("sources.list.d/profile.sources"), text.as_bytes(), 0o644)?;
     }
     if !environment.apt_preferences.is_empty() {
         let text = environment.apt_preferences.join("\n\n");
-        file::publish(&apt.join("preferences.d/profile"), text.as_bytes(), 0o644)?;
+        file::put(&apt.join("preferences.d/profile"), text.as_bytes(), 0o644)?;
     }
     Ok(())
 }
@@ -261,7 +261,7 @@ pub fn localize(chroot: &Chroot, environment: &Environment) -> Result<()> {
             .with_context(|| format!("generating the locale {locale}"))
             .hint("environment.locale is a name like de_DE.UTF-8")?;
     }
-    file::publish(
+    file::put(
         &chroot.outside("/etc/default/locale"),
         format!("LANG={locale}\n").as_bytes(),
         0o644,
@@ -278,7 +278,7 @@ pub fn localize(chroot: &Chroot, environment: &Environment) -> Result<()> {
             "environment.timezone is a name like Europe/Vienna",
         );
     }
-    file::publish(&chroot.outside("/etc/timezone"), format!("{zone}\n").as_bytes(), 0o644)
+    file::put(&chroot.outside("/etc/timezone"), format!("{zone}\n").as_bytes(), 0o644)
 }
 
 /// The call that makes the environment's own user from /etc/skel.

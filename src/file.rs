@@ -23,17 +23,34 @@ const PUBLISHER: &str = ".farmctl-";
 /// When the directory cannot be written; `path` is then as it was.
 pub fn publish(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
     let write = || -> Result<()> {
-        let temporary = temporary(path)?;
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(contents)?;
-        // The umask may have narrowed the mode given at creation.
-        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        let (file, temporary) = write_temporary(path, contents, mode)?;
         file.sync_all()?;
         temporary.persist(path)?;
         Ok(File::open(directory_of(path))?.sync_all()?)
     };
     write().with_context(|| format!("writing {}", path.display()))
+}
+
+/// Like [`publish`], and nothing is synced: for trees that go if the machine does. One sync has
+/// ext4 write all that was made of such a tree before.
+///
+/// # Errors
+/// As [`publish`].
+pub fn put(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
+    let write = || -> Result<()> {
+        let (_, temporary) = write_temporary(path, contents, mode)?;
+        Ok(temporary.persist(path)?)
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
+fn write_temporary(path: &Path, contents: &[u8], mode: u32) -> Result<(File, TempPath)> {
+    let temporary = temporary(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+    file.write_all(contents)?;
+    // The umask may have narrowed the mode given at creation.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
+    Ok((file, temporary))
 }
 
 /// A name beside `path` that is removed unless it is persisted. Those that killed farmctls

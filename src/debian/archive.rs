@@ -237,7 +237,8 @@ pub fn fetch_indexes(archive: &Archive, work: &Path) -> Result<Vec<InRelease>> {
 fn explain(fetched: Result<()>, suite: &str, mirror: &str) -> Result<()> {
     let text = fetched.as_ref().map_or_else(|error| format!("{error:#}"), |()| String::new());
     fetched.hint_with(|| {
-        if ["404", "File not found"].iter().any(|sign| text.contains(sign)) {
+        // As a word: a port has such digits, too.
+        if [" 404 ", "File not found"].iter().any(|sign| text.contains(sign)) {
             format!("is \"{suite}\" a suite of that mirror? correct [environment] suite or mirror")
         } else {
             format!("is the mirror reachable? curl --head {mirror}/dists/{suite}/InRelease")
@@ -305,6 +306,20 @@ pub fn package_cache(cache: &Path, suite: &str, architecture: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_index_that_is_not_there_is_told_from_a_mirror_that_is_not() {
+        let hint = |words: &str| {
+            let fetched = Err(anyhow::anyhow!("apt-helper: E: Failed to fetch {words}"));
+            let error = explain(fetched, "bookworm", "http://a").expect_err("it is one");
+            crate::error::hint_of(&error).expect("it has one").to_owned()
+        };
+        let suite = "is \"bookworm\" a suite of that mirror? correct [environment] suite or mirror";
+        assert_eq!(hint("http://a:8080/x  404  Not Found [IP: 127.0.0.1 8080]"), suite);
+        assert_eq!(hint("file:///srv/x  File not found - open"), suite);
+        let mirror = "is the mirror reachable? curl --head http://a/dists/bookworm/InRelease";
+        assert_eq!(hint("http://a:40423/x  Could not connect to 127.0.0.1:40423"), mirror);
+    }
 
     #[test]
     fn the_hosts_mirror_is_the_one_that_carries_its_release() {

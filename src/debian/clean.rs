@@ -99,10 +99,10 @@ pub fn clean(tree: &Path) -> Result<()> {
         symlink("/tmp", &temporary).context("linking /var/tmp to /tmp")?;
     }
     // Fixed contents and modes where debootstrap copies the host's.
-    file::publish(&tree.join("etc/machine-id"), b"", 0o444)?;
-    file::publish(&tree.join("etc/hostname"), b"localhost\n", 0o644)?;
-    file::publish(&tree.join("etc/resolv.conf"), b"", 0o644)?;
-    file::publish(
+    file::put(&tree.join("etc/machine-id"), b"", 0o444)?;
+    file::put(&tree.join("etc/hostname"), b"localhost\n", 0o644)?;
+    file::put(&tree.join("etc/resolv.conf"), b"", 0o644)?;
+    file::put(
         &tree.join("etc/hosts"),
         b"127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n",
         0o644,

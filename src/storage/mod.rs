@@ -213,7 +213,8 @@ pub trait Storage: std::fmt::Debug + Sync {
     /// # Errors
     /// When there is none, or it is sealed and `access` would change it.
     fn open(&self, name: &str, access: Access) -> Result<Tree>;
-    /// Says whether a volume may be changed from now on. Its tree must not be open.
+    /// Says whether a volume may be changed from now on; one that may not is on the disk as it
+    /// is, also after a power cut. Its tree must not be open.
     ///
     /// # Errors
     /// When there is none.

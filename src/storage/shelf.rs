@@ -120,9 +120,14 @@ impl Shelf {
         Ok(self.tree(name))
     }
 
-    /// Writes down whether the volume may be changed.
+    /// Writes down whether the volume may be changed; one that may not outlives a power cut.
     pub fn seal(&self, name: &str, access: Access) -> Result<()> {
         let mut record = self.read(name)?;
+        if access == Access::ReadOnly {
+            let tree = self.tree(name);
+            let sync = || -> Result<()> { Ok(nix::unistd::syncfs(fs::File::open(&tree)?)?) };
+            sync().with_context(|| format!("writing {} to the disk", tree.display()))?;
+        }
         record.access = access;
         self.write(name, &record)
     }

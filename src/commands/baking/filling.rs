@@ -270,6 +270,6 @@ impl<'a> Build<'a> {
         if let Some(parent) = outside.parent() {
             file::make_directory(parent, 0o755)?;
         }
-        file::publish(&outside, contents, mode)
+        file::put(&outside, contents, mode)
     }
 }
