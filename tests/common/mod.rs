@@ -123,7 +123,7 @@ pub fn names(directory: &Path) -> BTreeSet<String> {
 
 /// Processes that name a farm's root or live in it, or in a session: with their pids.
 /// Any others are none of farmctl's; the machine may be busy, also with tests in
-/// namespaces of their own (`scripts/killwalk`), where the host has another name.
+/// namespaces of their own (`scripts/lane`), where the host has another name.
 pub fn processes(root: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for pid in names(Path::new("/proc")).into_iter().filter(|name| name.parse::<u32>().is_ok()) {
@@ -307,12 +307,14 @@ fn farmctl(root: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Where tests keep what this build of the program baked.
+/// Where the tests of this file keep what this build of the program baked: others may run
+/// beside them, and bake another profile of the same name, or this one at the same time.
 pub fn kept() -> PathBuf {
     let built =
         fs::metadata(FARMCTL).and_then(|metadata| metadata.modified()).expect("it was built");
     let built = built.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos();
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("tarballs-{built}"));
+    let kept = kept.join(env!("CARGO_CRATE_NAME"));
     fs::create_dir_all(&kept).expect("there is room");
     kept
 }
