@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::Package;
 
-/// Seconds after which build packages that are not locked are installed anew: the mirror
-/// has moved on.
+/// Seconds after which what is not locked is installed anew: mirror and index have moved on.
 const UNLOCKED: i64 = 7 * 24 * 3600;
 
 /// A step of a bake after which its tree may be kept, in their order.
@@ -85,8 +84,8 @@ pub struct Virtualenv {
     pub installer: String,
     /// SHA-256 of the requirements with their hashes, hex.
     pub requirements: String,
-    /// SHA-256 of the locked distributions that builds take, hex; empty if they take what the
-    /// index has.
+    /// SHA-256 of the locked distributions that builds take, hex; empty if there is no lock,
+    /// and they take what the index has.
     pub builds: String,
 }
 
@@ -94,7 +93,7 @@ pub struct Virtualenv {
 #[must_use]
 pub fn difference(kept: &Kept, wanted: &Inputs, now: i64) -> Option<&'static str> {
     let has = &kept.inputs;
-    let is_old = has.lock.is_empty() && !(0..UNLOCKED).contains(&(now - kept.made));
+    let is_old = !(0..UNLOCKED).contains(&(now - kept.made));
     if has.farmctl != wanted.farmctl {
         return Some("another farmctl installed them");
     }
@@ -104,14 +103,14 @@ pub fn difference(kept: &Kept, wanted: &Inputs, now: i64) -> Option<&'static str
     if !has.packages.is_empty() && has.lock != wanted.lock {
         return Some("the lock of the build packages has changed");
     }
-    if !has.packages.is_empty() && is_old {
+    if !has.packages.is_empty() && has.lock.is_empty() && is_old {
         return Some("the build packages are a week old and not locked");
     }
     if kept.step == Step::Packages {
         return None;
     }
     let (Some(has), Some(wanted)) = (&has.virtualenv, &wanted.virtualenv) else {
-        return Some("there is none to go by");
+        return Some("it is not known what they are");
     };
     let changes = [
         (has.requirements != wanted.requirements, "they have changed"),
@@ -119,6 +118,10 @@ pub fn difference(kept: &Kept, wanted: &Inputs, now: i64) -> Option<&'static str
         (has.interpreter != wanted.interpreter, "the interpreter is another"),
         (has.installer != wanted.installer, "the installer is another"),
         (has.builds != wanted.builds, "what their builds take has changed"),
+        (
+            has.builds.is_empty() && is_old,
+            "they are a week old, and what builds take is not locked",
+        ),
     ];
     changes.into_iter().find_map(|(is_so, why)| is_so.then_some(why))
 }
@@ -178,7 +181,7 @@ mod tests {
             virtualenv(|it| it.builds.push('3')),
             Some("what their builds take has changed")
         );
-        assert_eq!(after(&|it| it.virtualenv = None), Some("there is none to go by"));
+        assert_eq!(after(&|it| it.virtualenv = None), Some("it is not known what they are"));
     }
 
     #[test]
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn packages_that_are_not_locked_are_kept_for_a_week() {
+    fn what_is_not_locked_is_kept_for_a_week() {
         let mut kept = kept(Step::Packages);
         let week_old = Some("the build packages are a week old and not locked");
         let at = |kept: &Kept, day| difference(kept, &kept.inputs, day * DAY);
@@ -199,6 +202,10 @@ mod tests {
         assert_eq!(at(&kept, 99), week_old);
         kept.inputs.lock = "aa".to_owned();
         assert_eq!(at(&kept, 1000), None);
+        kept.step = Step::Requirements;
+        let unlocked = Some("they are a week old, and what builds take is not locked");
+        assert_eq!((at(&kept, 106), at(&kept, 107)), (None, unlocked));
+        kept.step = Step::Packages;
         kept.inputs.lock.clear();
         kept.inputs.packages.clear();
         assert_eq!(at(&kept, 1000), None);

@@ -281,10 +281,10 @@ fn make(
         node.forget_environment(name)?;
         // Not always on the storage the new one is on.
         let is_volume = |object: &Object| matches!(object, Object::Volume { .. });
-        for before in Object::of_environment(known).into_iter().filter(is_volume) {
-            transaction.intend(before.clone())?;
-            undo::remove(&before, node)?;
-        }
+        let before: Vec<Object> =
+            Object::of_environment(known).into_iter().filter(is_volume).collect();
+        before.iter().try_for_each(|volume| transaction.intend(volume.clone()))?;
+        before.iter().try_for_each(|volume| undo::remove(volume, node))?;
     }
     transaction
         .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;

@@ -30,7 +30,7 @@ use crate::undo;
 /// Remove what interrupted work left behind, and old releases
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl gc --check\n  farmctl gc\n  farmctl gc --stages\n\nOf each application the newest three releases are kept (keep in node.toml), and\nthose that run, stand by or ran before; of compressed segments 4G (segment-cache). What bakes keep for the next one\nstays, unless --stages is given: the next bake installs it again.\nData directories are never touched.\n--check exits 3 when interrupted work left something."
+    after_help = "Examples:\n  farmctl gc --check\n  farmctl gc\n  farmctl gc --stages\n\nOf each application the newest three releases are kept (keep in node.toml), and\nthose that run, stand by or ran before; of compressed segments 4G (segment-cache).\nWhat bakes keep for the next one stays, unless --stages is given: the next bake\ninstalls it again.\nData directories are never touched.\n--check exits 3 when interrupted work left something."
 )]
 pub struct Args {
     /// Only look, and exit 3 if interrupted work left something

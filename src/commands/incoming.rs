@@ -265,11 +265,17 @@ fn earlier(
     node: &Node,
 ) -> Result<Option<Earlier>> {
     let there = storage.list()?;
+    let wanted = layout::release_volume(&app.name, &archive.manifest().version);
+    if there.iter().any(|volume| volume.name == wanted) {
+        // What has the name is none of this install's: making the volume says so.
+        return Ok(None);
+    }
     // A fork is as large as what it is made from.
     let fits = |release: &&Release| {
         let volume = there.iter().find(|volume| volume.name == release.volume);
+        let sizes = size.bytes()..2 * size.bytes();
         release.storage == storage.name()
-            && volume.is_some_and(|volume| volume.size.is_none_or(|has| has >= size.bytes()))
+            && volume.is_some_and(|volume| volume.size.is_none_or(|has| sizes.contains(&has)))
     };
     let current = app.current.as_deref().and_then(|version| app.release(version));
     let Some(release) = current.filter(fits).or_else(|| app.releases.iter().rev().find(fits))

@@ -140,8 +140,9 @@ fn in_source(environment: &EnvironmentRecord, command: &[&str], node: &Node) -> 
     let _lock = node.lock(&subject, "shell")?;
     let mut transaction = node.begin("shell", &subject)?;
     // Trees made of the environment as it was before.
-    let mut record = environment.clone();
-    super::forget_kept(&mut record, Step::Packages, node, &mut transaction)?;
+    if let Some(mut record) = node.environment(name)? {
+        super::forget_kept(&mut record, Step::Packages, node, &mut transaction)?;
+    }
     transaction.intend(Object::Seal { storage: storage.clone(), name: volume.clone() })?;
     let status =
         storage::named(storage, &node.site())?.seal(volume, Access::ReadWrite).and_then(|()| {

@@ -63,7 +63,7 @@ pub fn choose(
     architecture: &str,
     offline: bool,
 ) -> Result<Choice> {
-    let fetched = tools.join(format!("uv-{UV_VERSION}")).join("uv");
+    let fetched = fetched_uv(tools);
     let can_fetch = !offline && UV_WHEELS.iter().any(|(name, _)| *name == architecture);
     let found = UV.path().or_else(|| fetched.is_file().then_some(fetched));
     match (wanted, found) {
@@ -145,8 +145,11 @@ impl Installer {
                 Ok(Self::Pip(pip_wheel(chroot)?))
             }
             Choice::Uv(_) | Choice::FetchUv => {
+                let fetched = fetched_uv(tools);
                 let path = match choice {
                     Choice::Uv(path) => path.clone(),
+                    // What was fetched it with may be gone by the second time.
+                    _ if fetched.is_file() => fetched,
                     _ => fetch_uv(chroot, tools)?,
                 };
                 chroot.lend_writable(&cache.join("uv"), &format!("{BORROWED}/uv-cache"))?;
@@ -395,6 +398,11 @@ fn pip_wheel(chroot: &Chroot) -> Result<String> {
     Ok(format!("{PIP_WHEELS}/{wheel}"))
 }
 
+/// Where uv is on the host, if it was fetched.
+fn fetched_uv(tools: &Path) -> PathBuf {
+    tools.join(format!("uv-{UV_VERSION}")).join("uv")
+}
+
 /// Fetches uv's wheel with the environment's pip and keeps its program in the cache.
 fn fetch_uv(chroot: &mut Chroot, tools: &Path) -> Result<PathBuf> {
     let wheel = pip_wheel(chroot)?;
@@ -434,7 +442,7 @@ fn fetch_uv(chroot: &mut Chroot, tools: &Path) -> Result<PathBuf> {
         file::remove_if_there(&unpacked.join(leftover))?;
     }
     fs::rename(&unpacked, tools.join(&name)).context("keeping uv")?;
-    Ok(tools.join(name).join("uv"))
+    Ok(fetched_uv(tools))
 }
 
 /// The call that makes an empty virtualenv with the environment's interpreter.
@@ -472,7 +480,8 @@ pub fn normalise(chroot: &Chroot, virtualenv: &Path) -> Result<()> {
 pub fn compile(chroot: &Chroot, interpreter: &str, paths: &[PathBuf]) -> Result<()> {
     chroot
         .call(interpreter)
-        .args(["-I", "-c", COMPILE])
+        // Not -I: the seed of hashes is among the variables.
+        .args(["-c", COMPILE])
         .args(paths)
         .named("compiling byte code")
         .run()

@@ -137,16 +137,22 @@ impl Shelf {
         self.read(name).map(|_| ())
     }
 
-    /// Bytes of disk a volume's tree takes; what is linked several times counts so often.
+    /// Bytes of disk a volume's tree takes; what is linked several times counts so often, what
+    /// is mounted there not at all.
     pub fn size(&self, name: &str) -> Result<u64> {
         self.require(name)?;
-        let mut pending = vec![self.tree(name)];
+        let tree = self.tree(name);
+        let device = fs::metadata(&tree).with_context(|| format!("reading {}", tree.display()))?;
+        let mut pending = vec![tree];
         let mut size = 0;
         while let Some(directory) = pending.pop() {
             let context = || format!("reading {}", directory.display());
             for entry in fs::read_dir(&directory).with_context(context)? {
                 let entry = entry.with_context(context)?;
                 let metadata = entry.metadata().with_context(context)?;
+                if metadata.dev() != device.dev() {
+                    continue;
+                }
                 size += metadata.blocks() * BLOCK;
                 if metadata.is_dir() {
                     pending.push(entry.path());

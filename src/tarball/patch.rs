@@ -1,7 +1,7 @@
 //! Making a release's tree out of a copy of another release's.
 //!
 //! What both have stays as it is, what is new is unpacked from the segments it lies in, and at
-//! the end everything is compared with the file index: nothing is taken on trust.
+//! the end the whole tree is compared with the file index: nothing in it is taken on trust.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;

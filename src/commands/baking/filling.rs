@@ -76,13 +76,17 @@ impl<'a> Build<'a> {
         }
         self.ui.step(format!("installing build packages: {}", packages.join(", ")));
         self.stage.install_build_packages(&packages)?;
-        self.keep(Step::Packages).map(drop)
+        self.keep(Step::Packages, None).map(drop)
     }
 
-    /// Keeps the stage for the next bake, if that is wanted; whether it was.
-    fn keep(&mut self, step: Step) -> Result<bool> {
+    /// Keeps the stage, with these requirements, for the next bake, if that is wanted; whether
+    /// it was.
+    fn keep(&mut self, step: Step, requirements: Option<&str>) -> Result<bool> {
         let Self { baking, stage, node, ui, transaction, .. } = self;
-        Ok(baking.keeps_trees && keeping::keep(step, stage, baking, node, ui, transaction)?)
+        if !baking.keeps_trees {
+            return Ok(false);
+        }
+        keeping::keep(step, requirements, stage, baking, node, ui, transaction)
     }
 
     /// Has a stage take its packages from the pool.
@@ -173,11 +177,15 @@ impl<'a> Build<'a> {
             // What uv was fetched with: the next bake need not purge it again.
             self.stage.purge_build_packages()?;
         }
-        if as_locked && self.keep(Step::Requirements)? {
-            self.stage.bring_project(&self.baking.source)?;
-            return Ok(None);
+        if !as_locked || !self.keep(Step::Requirements, hashed.as_deref())? {
+            return Ok(Some(installer));
         }
-        Ok(Some(installer))
+        let before = std::mem::take(&mut self.stage.project_sha256);
+        self.stage.bring_project(&self.baking.source)?;
+        if self.stage.project_sha256 != before {
+            return refuse("the project was changed while it was baked", "bake it again");
+        }
+        Ok(None)
     }
 
     /// Has the installer take locked files from the pool alone, without a network and where the
@@ -194,7 +202,9 @@ impl<'a> Build<'a> {
         let wheels = locked::wheels(self.node.layout(), suite, architecture);
         let distributions = locked.map_or(&[][..], |locked| &locked.distributions);
         let builds = locked.map_or(&[][..], |locked| &locked.build);
-        if self.baking.fetch {
+        let fetches =
+            self.baking.fetch && !locked::missing_wheels(&self.baking.source, &wheels)?.is_empty();
+        if fetches {
             self.ui.step("fetching the locked distributions the pool lacks");
             let virtualenv = self.baking.source.profile.virtualenv();
             for all in [distributions, builds].into_iter().filter(|all| !all.is_empty()) {

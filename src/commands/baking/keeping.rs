@@ -14,6 +14,7 @@ use crate::locked;
 use crate::lockfile;
 use crate::manifest::Package;
 use crate::node::{self, Node, Object, Transaction};
+use crate::profile::{self, Profile};
 use crate::python::Choice;
 use crate::stage::{self, Stage};
 use crate::storage::Storage;
@@ -24,6 +25,9 @@ use crate::ui::Ui;
 const SPARE: u64 = 3;
 /// And so much of the place, of which this is the denominator.
 const RESERVE: u64 = 10;
+
+/// How full a thin pool's metadata may be, in percent: from here on `tend` warns.
+const METADATA: f64 = 80.0;
 
 /// What a bake begins with.
 #[derive(Debug, Default)]
@@ -45,24 +49,29 @@ pub(in crate::commands) fn find(baking: &Baking) -> Result<Found> {
         return Ok(found);
     }
     if baking.fetch || matches!(baking.choice, Some(Choice::FetchUv)) {
-        let why = "what installs them, or they themselves, must be fetched";
-        found.said.push(format!("installing the requirements anew: {why}"));
+        found.said.push("installing all anew: uv, or what is locked, has to be fetched".to_owned());
         return Ok(found);
     }
     let there = baking.storage.list()?;
     for step in Step::ALL {
         let Some(kept) = all.iter().find(|kept| kept.step == step) else { continue };
-        let what = step.what();
-        let why = if there.iter().any(|volume| volume.name == kept.volume) {
-            let wanted = inputs(baking, step, &kept.before)?;
-            kept::difference(kept, &wanted, node::now())
-        } else {
-            Some("what was kept of them is gone")
+        if !is_wanted(baking, step) {
+            continue;
+        }
+        let is_there = there.iter().any(|volume| volume.name == kept.volume);
+        let why = match requirements(baking) {
+            _ if !is_there => Some("what was kept of them is gone"),
+            Err(why) if step == Step::Requirements => Some(why),
+            requirements => {
+                let requirements = requirements.ok();
+                let wanted = inputs(baking, step, requirements.as_deref(), &kept.before)?;
+                kept::difference(kept, &wanted, node::now())
+            }
         };
         match why {
             None => found.kept = Some(kept.clone()),
             Some(why) => {
-                found.said.push(format!("installing the {what} anew: {why}"));
+                found.said.push(format!("installing the {} anew: {why}", step.what()));
                 break;
             }
         }
@@ -81,37 +90,76 @@ pub(in crate::commands) fn find(baking: &Baking) -> Result<Found> {
     Ok(found)
 }
 
-/// What the steps up to this one take, in an environment of these packages.
-fn inputs(baking: &Baking, step: Step, before: &[Package]) -> Result<Inputs> {
+/// The packages a kept tree has, whatever fetching takes besides: the next bake fetches nothing.
+fn packages(baking: &Baking) -> Vec<String> {
+    let pip = baking.choice.as_ref().filter(|choice| **choice == Choice::Pip);
+    stage::build_packages(&baking.source.profile, pip)
+}
+
+/// Whether there is anything to install in this step.
+fn is_wanted(baking: &Baking, step: Step) -> bool {
+    let python = baking.source.profile.python.as_ref();
+    match step {
+        Step::Packages => !packages(baking).is_empty(),
+        Step::Requirements => python.is_some_and(|python| python.requirements.is_some()),
+    }
+}
+
+/// What the steps up to this one take, with these requirements, in an environment of these
+/// packages.
+fn inputs(
+    baking: &Baking,
+    step: Step,
+    requirements: Option<&str>,
+    before: &[Package],
+) -> Result<Inputs> {
     let lock = baking.followed(before)?.lock().map(locked::identity).unwrap_or_default();
     let virtualenv = match step {
         Step::Packages => None,
-        Step::Requirements => virtualenv(baking),
+        Step::Requirements => requirements.and_then(|it| virtualenv(baking, it)),
     };
-    // Not what only fetching takes: the next bake has it then.
-    let pip = baking.choice.as_ref().filter(|choice| **choice == Choice::Pip);
     Ok(Inputs {
         farmctl: env!("CARGO_PKG_VERSION").to_owned(),
-        packages: stage::build_packages(&baking.source.profile, pip),
+        packages: packages(baking),
         lock,
         virtualenv,
     })
 }
 
-/// What a virtualenv with the requirements takes, if that is known before there is one: the
-/// steps of `build.before` may change all, and what is not hashed is whatever the index has.
-fn virtualenv(baking: &Baking) -> Option<Virtualenv> {
+/// The requirements with their hashes, if a bake will install these; else why nobody knows.
+fn requirements(baking: &Baking) -> Result<String, &'static str> {
+    let profile = &baking.source.profile;
+    let python = profile.python.as_ref();
+    let read = |python: &profile::Python| {
+        let text =
+            stage::read_requirements(&baking.source.directory, python.requirements.as_ref()?);
+        stage::hashed_requirements(&baking.source, python, &text.ok()?).ok()?
+    };
+    let hashed = python.and_then(read).ok_or("they are not hashed")?;
+    check_known(profile, &hashed).map(|()| hashed)
+}
+
+/// Says why requirements do not say all that is installed, if they do not.
+fn check_known(profile: &Profile, requirements: &str) -> Result<(), &'static str> {
+    if !profile.build.before.is_empty() {
+        return Err("build.before may change them");
+    }
+    // What is included from the project stands where it is included.
+    let includes = ["-r", "--requirement", "-c", "--constraint"];
+    let mut lines = requirements.lines().map(str::trim_start);
+    if lines.any(|line| includes.iter().any(|option| line.starts_with(option))) {
+        return Err("they include files from elsewhere");
+    }
+    Ok(())
+}
+
+/// What a virtualenv with these requirements takes.
+fn virtualenv(baking: &Baking, requirements: &str) -> Option<Virtualenv> {
     let profile = &baking.source.profile;
     let (python, choice) = (profile.python.as_ref()?, baking.choice.as_ref()?);
-    if !profile.build.before.is_empty() {
-        return None;
-    }
-    let file = python.requirements.as_ref()?;
-    let text = stage::read_requirements(&baking.source.directory, file).ok()?;
-    let hashed = stage::hashed_requirements(&baking.source, python, &text).ok()??;
-    let locked = locked::python(&baking.source);
-    let builds =
-        || crate::hash::hex(lockfile::requirements(locked.map_or(&[], |it| &it.build)).as_bytes());
+    let builds = |locked: &lockfile::Python| {
+        crate::hash::hex(lockfile::requirements(&locked.build).as_bytes())
+    };
     Some(Virtualenv {
         path: profile.virtualenv(),
         interpreter: python.interpreter.clone(),
@@ -119,19 +167,21 @@ fn virtualenv(baking: &Baking) -> Option<Virtualenv> {
             Choice::Pip => "pip".to_owned(),
             Choice::Uv(_) | Choice::FetchUv => "uv".to_owned(),
         },
-        requirements: crate::hash::hex(hashed.as_bytes()),
-        builds: if baking.builds_locked() || baking.strict { builds() } else { String::new() },
+        requirements: crate::hash::hex(requirements.as_bytes()),
+        builds: locked::python(&baking.source).map(builds).unwrap_or_default(),
     })
 }
 
 /// Keeps the tree of a stage as it is after a step, instead of those the last bake kept of it
 /// and of later ones. Answers whether it did: what was lent, and the project's files, must be
-/// brought to the stage again then.
+/// brought to the stage again then. `requirements` are those that were installed, if they are
+/// hashed.
 ///
 /// # Errors
 /// When it cannot be forked, or the record of the environment not be written.
 pub(super) fn keep(
     step: Step,
+    requirements: Option<&str>,
     stage: &mut Stage,
     baking: &Baking,
     node: &Node,
@@ -140,13 +190,17 @@ pub(super) fn keep(
 ) -> Result<bool> {
     let name = &baking.environment.name;
     let Some(mut record) = node.environment(name)? else { return Ok(false) };
-    commands::forget_kept(&mut record, step, node, transaction)?;
-    let inputs = inputs(baking, step, &stage.before)?;
-    let is_worth_it = match step {
+    let inputs = inputs(baking, step, requirements, &stage.before)?;
+    // One of packages that are not wanted any more goes as well.
+    let from = if inputs.packages.is_empty() { Step::Packages } else { step };
+    commands::forget_kept(&mut record, from, node, transaction)?;
+    let is_known = match step {
         Step::Packages => !inputs.packages.is_empty(),
-        Step::Requirements => inputs.virtualenv.is_some(),
+        Step::Requirements => {
+            requirements.is_some_and(|text| check_known(&baking.source.profile, text).is_ok())
+        }
     };
-    if !is_worth_it {
+    if !is_known {
         return Ok(false);
     }
     let kept = Kept {
@@ -157,7 +211,7 @@ pub(super) fn keep(
         made: node::now(),
     };
     let storage = baking.storage.as_ref();
-    if !has_room(storage, &stage.volume)? {
+    if !has_room(storage, &record.volume)? {
         ui.step(format!("not keeping the {} for the next bake: room is scarce", step.what()));
         return Ok(false);
     }
@@ -173,10 +227,12 @@ pub(super) fn keep(
     Ok(true)
 }
 
-/// Whether a fork of the volume leaves enough room for everything else.
-fn has_room(storage: &dyn Storage, volume: &str) -> Result<bool> {
-    let takes = storage.fork_takes(volume)?;
+/// Whether a tree that is hardly larger than this volume leaves enough room for everything
+/// else. What is mounted in a stage is none of its size.
+fn has_room(storage: &dyn Storage, environment: &str) -> Result<bool> {
+    let takes = storage.fork_takes(environment)?;
     let usage = storage.usage()?;
     let left = usage.free.saturating_sub(takes);
-    Ok(left >= takes * SPARE && left >= usage.total / RESERVE)
+    let has_metadata = usage.metadata_percent.is_none_or(|percent| percent < METADATA);
+    Ok(has_metadata && left >= takes * SPARE && left >= usage.total / RESERVE)
 }
