@@ -11,7 +11,7 @@ mod tiny;
 use std::fs;
 use std::path::PathBuf;
 
-use common::Farm;
+use common::{Farm, in_namespace, names, tool};
 use nix::sys::signal::Signal::SIGKILL;
 use signal::{Working, word};
 use tiny::Tiny;
@@ -49,6 +49,29 @@ fn an_install_takes_what_a_release_has_and_the_release_may_go() {
     let version = fs::read_to_string(farm.state("volumes/fv-shop-1.1/root/srv/version"));
     assert_eq!(version.expect("it was unpacked"), "1.1");
     farm.assert_clean();
+}
+
+/// There a fork shares what it has in common, and is read-only until it is unsealed.
+#[test]
+fn on_btrfs_a_snapshot_of_the_release_is_changed() {
+    if !in_namespace("on_btrfs_a_snapshot_of_the_release_is_changed") {
+        return;
+    }
+    let farm = Farm::new();
+    let (image, volumes) = (farm.root().join("image"), farm.state("volumes"));
+    fs::File::create(&image).and_then(|file| file.set_len(512 << 20)).expect("there is room");
+    fs::create_dir_all(&volumes).expect("there is room");
+    tool("mkfs.btrfs", &["--quiet", word(&image)]);
+    tool("mount", &["-o", "loop", word(&image), word(&volumes)]);
+    installed(&farm);
+    let ran = farm.run(&["install", word(&release(&farm, "1.1"))]).ok();
+    assert!(ran.stderr.contains(TAKEN) && !ran.stderr.contains("warning"), "{}", ran.stderr);
+    for version in ["1.0", "1.1"] {
+        farm.run(&["verify", "shop", "--release", version]).ok();
+    }
+    farm.run(&["remove", "shop", "--data"]).ok();
+    assert!(names(&volumes).is_empty());
+    tool("umount", &[word(&volumes)]);
 }
 
 #[test]
