@@ -11,7 +11,7 @@ mod tiny;
 use std::fs;
 use std::path::PathBuf;
 
-use common::{Farm, in_namespace, names, tool};
+use common::{Farm, in_namespace, tool};
 use nix::sys::signal::Signal::SIGKILL;
 use signal::{Working, word};
 use tiny::Tiny;
@@ -70,7 +70,7 @@ fn on_btrfs_a_snapshot_of_the_release_is_changed() {
         farm.run(&["verify", "shop", "--release", version]).ok();
     }
     farm.run(&["remove", "shop", "--data"]).ok();
-    assert!(names(&volumes).is_empty());
+    farm.assert_clean();
     tool("umount", &[word(&volumes)]);
 }
 
