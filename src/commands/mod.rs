@@ -59,6 +59,8 @@ pub mod tend;
 pub mod upgrade;
 pub mod verify;
 
+/// How full a thin pool's metadata is when it is worth a warning, in percent: as its data.
+const METADATA_WARNED: f64 = 80.0;
 /// How long `tend` may take to bring an application back.
 const TENDING: Duration = Duration::from_secs(60);
 

@@ -24,8 +24,6 @@ use crate::undo;
 
 /// How long before storage is full its filling up is worth a warning, in seconds: a day.
 const WARNED: i64 = 86_400;
-/// How full a thin pool's metadata is when it is worth a warning, in percent: as its data.
-const METADATA_WARNED: f64 = 80.0;
 
 /// How long the last requests to a session that stood by are waited for, when the farmctl
 /// that would have is gone.
@@ -101,7 +99,7 @@ fn shortages(usage: &Usage) -> Vec<String> {
         let (free, total) = (ui::size(usage.free), ui::size(usage.total));
         found.push(format!("only {free} of its thin pool's {total} are free"));
     }
-    if metadata >= METADATA_WARNED {
+    if metadata >= super::METADATA_WARNED {
         found.push(format!("the metadata of its thin pool is {metadata:.0} % full"));
     }
     found

@@ -26,9 +26,6 @@ const SPARE: u64 = 3;
 /// And so much of the place, of which this is the denominator.
 const RESERVE: u64 = 10;
 
-/// How full a thin pool's metadata may be, in percent: from here on `tend` warns.
-const METADATA: f64 = 80.0;
-
 /// What a bake begins with.
 #[derive(Debug, Default)]
 pub(in crate::commands) struct Found {
@@ -233,6 +230,7 @@ fn has_room(storage: &dyn Storage, environment: &str) -> Result<bool> {
     let takes = storage.fork_takes(environment)?;
     let usage = storage.usage()?;
     let left = usage.free.saturating_sub(takes);
-    let has_metadata = usage.metadata_percent.is_none_or(|percent| percent < METADATA);
+    let has_metadata =
+        usage.metadata_percent.is_none_or(|percent| percent < commands::METADATA_WARNED);
     Ok(has_metadata && left >= takes * SPARE && left >= usage.total / RESERVE)
 }

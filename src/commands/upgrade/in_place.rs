@@ -207,12 +207,7 @@ impl Revision<'_> {
             ui.step(format!("installing build packages: {}", packages.join(", ")));
             stage.install_build_packages(&packages)?;
         }
-        let installer = python::Installer::prepare(
-            &mut stage.chroot,
-            &choice,
-            &layout.tools(),
-            &layout.cache(),
-        )?;
+        let installer = stage::prepare_installer(&mut stage, &choice, layout)?;
         ui.step(format!("installing {} with {}", self.wanted.join(", "), installer.name()));
         let (wanted, paths) = self.lend(&stage, manifest.epoch)?;
         let chroot = &stage.chroot;
