@@ -6,8 +6,8 @@
 //! |---|---|---|
 //! | face | `main`, [`cli`], [`ui`] | words in, words out |
 //! | recipes | [`commands`], one file per verb | each reads like a recipe |
-//! | hands | [`run`] [`mount`] [`mod@file`] [`input`] [`hash`] [`process`] [`place`] [`machine`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`locked`] [`stage`] [`tarball`] [`signature`] [`trust`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`ready`] [`mod@log`] [`front`] [`serve`] [`switch`] [`history`] [`node`] [`revise`] [`undo`] | touch the system, print nothing |
-//! | plans | [`profile`] [`project`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`kept`] [`mod@diff`] [`sbom`] [`sizes`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
+//! | hands | [`run`] [`mount`] [`mod@file`] [`input`] [`hash`] [`process`] [`place`] [`machine`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`locked`] [`stage`] [`tarball`] [`signature`] [`trust`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`ready`] [`mod@log`] [`front`] [`serve`] [`switch`] [`history`] [`node`] [`revise`] [`watch`] [`undo`] | touch the system, print nothing |
+//! | plans | [`profile`] [`project`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`kept`] [`edit`] [`mod@diff`] [`sbom`] [`sizes`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
 //!
 //! [`error`] lies under all floors: every floor raises errors. `tests/house.rs` keeps
 //! the floors apart.
@@ -41,6 +41,7 @@ pub mod cli;
 pub mod commands;
 pub mod debian;
 pub mod diff;
+pub mod edit;
 pub mod error;
 pub mod file;
 pub mod front;
@@ -90,3 +91,4 @@ pub mod template;
 pub mod trust;
 pub mod ui;
 pub mod undo;
+pub mod watch;

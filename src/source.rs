@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
+use crate::edit::{self, Files, Kind};
 use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
 use crate::lockfile::{self, LockFile};
@@ -85,7 +86,7 @@ impl Source {
     pub fn copy_to(&self, target: &Path, epoch: i64) -> Result<String> {
         let mut hasher = Sha256::new();
         copy_tree(&self.directory, target, Path::new(""), epoch, &mut hasher)?;
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(hasher))
     }
 
     /// SHA-256 of each of the profile's own packages.
@@ -97,6 +98,29 @@ impl Source {
         debs.map(|deb| crate::hash::of_file(&self.directory.join(deb))).collect()
     }
 
+    /// What the project has, but for what editors make for themselves, and the SHA-256
+    /// [`Self::copy_to`] would answer. `see` is told of each directory before it is read.
+    ///
+    /// # Errors
+    /// As there, and those of `see`.
+    pub fn files(&self, see: &mut dyn FnMut(&Path) -> Result<()>) -> Result<(Files, String)> {
+        let (mut files, mut hasher) = (Files::new(), Sha256::new());
+        see(&self.directory)?;
+        walk(&self.directory, Path::new(""), &mut |path, inside, metadata| {
+            if metadata.is_dir() {
+                see(path)?;
+            }
+            let content = content_of(path, metadata)?;
+            hasher.update(line_of(&content, inside, metadata));
+            let name = inside.file_name().unwrap_or_default().to_string_lossy();
+            if !edit::is_editors(&name) {
+                files.insert(inside.to_owned(), kind_of(content, metadata));
+            }
+            Ok(())
+        })?;
+        Ok((files, hex(hasher)))
+    }
+
     /// The SHA-256 [`Self::copy_to`] would answer.
     ///
     /// # Errors
@@ -104,8 +128,12 @@ impl Source {
     pub fn project_hash(&self) -> Result<String> {
         let mut hasher = Sha256::new();
         hash_tree(&self.directory, Path::new(""), &mut hasher)?;
-        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(hasher))
     }
+}
+
+fn hex(hasher: Sha256) -> String {
+    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn is_skipped(name: &str) -> bool {
@@ -119,16 +147,27 @@ fn hash_tree(from: &Path, inside: &Path, hasher: &mut Sha256) -> Result<()> {
 }
 
 fn note(hasher: &mut Sha256, path: &Path, inside: &Path, metadata: &fs::Metadata) -> Result<()> {
+    hasher.update(line_of(&content_of(path, metadata)?, inside, metadata));
+    Ok(())
+}
+
+/// Where a link leads, or the SHA-256 of a file; empty for a directory.
+fn content_of(path: &Path, metadata: &fs::Metadata) -> Result<String> {
     let kind = metadata.file_type();
-    let content = if kind.is_symlink() {
+    if kind.is_symlink() {
         fs::read_link(path)
             .map(|target| target.to_string_lossy().into_owned())
-            .with_context(|| format!("reading {}", path.display()))?
+            .with_context(|| format!("reading {}", path.display()))
     } else if kind.is_file() {
-        crate::hash::of_file(path)?
+        crate::hash::of_file(path)
     } else {
-        String::new()
-    };
+        Ok(String::new())
+    }
+}
+
+/// What a path adds to the project's hash.
+fn line_of(content: &str, inside: &Path, metadata: &fs::Metadata) -> String {
+    let kind = metadata.file_type();
     let mark = if kind.is_dir() {
         "d"
     } else if kind.is_symlink() {
@@ -138,8 +177,18 @@ fn note(hasher: &mut Sha256, path: &Path, inside: &Path, metadata: &fs::Metadata
     } else {
         "f"
     };
-    hasher.update(format!("{mark} {}\0{content}\0", inside.display()));
-    Ok(())
+    format!("{mark} {}\0{content}\0", inside.display())
+}
+
+fn kind_of(content: String, metadata: &fs::Metadata) -> Kind {
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        Kind::Directory
+    } else if kind.is_symlink() {
+        Kind::Link(content)
+    } else {
+        Kind::File { sha256: content, program: is_program(metadata) }
+    }
 }
 
 fn is_program(metadata: &fs::Metadata) -> bool {
@@ -272,5 +321,28 @@ mod tests {
         assert_eq!(hash(), first);
         fs::set_permissions(path("app.py"), fs::Permissions::from_mode(0o755)).expect("it is ours");
         assert_ne!(hash(), first);
+    }
+
+    #[test]
+    fn the_files_of_a_project_are_what_its_hash_is_over() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| root.path().join(name);
+        let profile = "schema = 1\nname = \"x\"\nversion = \"1\"\n[environment]\n\
+                       suite = \"bookworm\"\n[[process]]\nname = \"web\"\ncommand = \"x\"\n";
+        fs::write(path("profile.toml"), profile).expect("it is writable");
+        fs::create_dir_all(path("app/.git")).expect("it is writable");
+        fs::write(path("app/app.py"), "one").expect("it is writable");
+        fs::write(path("app/app.py~"), "none").expect("it is writable");
+        let source = Source::read(root.path()).expect("it is a profile");
+        let mut seen = Vec::new();
+        let mut see = |path: &Path| {
+            seen.push(path.to_owned());
+            Ok(())
+        };
+        let (files, sha256) = source.files(&mut see).expect("all can be read");
+        let names: Vec<&str> = files.keys().filter_map(|path| path.to_str()).collect();
+        assert_eq!(names, ["app", "app/app.py", "profile.toml"]);
+        assert_eq!(sha256, source.project_hash().expect("all can be read"));
+        assert_eq!(seen, [source.directory.clone(), source.directory.join("app")]);
     }
 }

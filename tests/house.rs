@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FACE: [&str; 3] = ["main", "cli", "ui"];
-const HANDS: [&str; 35] = [
+const HANDS: [&str; 36] = [
     "run",
     "mount",
     "file",
@@ -41,9 +41,10 @@ const HANDS: [&str; 35] = [
     "history",
     "node",
     "revise",
+    "watch",
     "undo",
 ];
-const PLANS: [&str; 16] = [
+const PLANS: [&str; 17] = [
     "profile",
     "project",
     "reference",
@@ -52,6 +53,7 @@ const PLANS: [&str; 16] = [
     "lockfile",
     "manifest",
     "kept",
+    "edit",
     "diff",
     "sbom",
     "sizes",
