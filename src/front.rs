@@ -34,6 +34,7 @@ use crate::layout::{
 use crate::manifest::Manifest;
 use crate::node::{Object, Transaction};
 use crate::place;
+use crate::profile::StaticFiles;
 use crate::run::{Shield, Tool};
 
 /// Programs this module needs on the host.
@@ -84,7 +85,53 @@ pub fn export_static(
     if target.exists() {
         fs::remove_dir_all(&target).with_context(|| format!("removing {}", target.display()))?;
     }
-    file::make_directory(&target, 0o755)?;
+    export(&exported, tree, &target)
+}
+
+/// The same of a session whose files were changed since it began; nginx finds the new ones
+/// with the next request. They go with the session.
+///
+/// # Errors
+/// As [`export_static`].
+pub fn export_session(
+    manifest: &Manifest,
+    session: &str,
+    tree: &Path,
+    layout: &Layout,
+) -> Result<()> {
+    let exported = vhost::exported(layout, manifest);
+    if exported.is_empty() {
+        return Ok(());
+    }
+    let all = layout.static_export(&manifest.name, session);
+    let before = generation(&all)?;
+    let next = before.map_or(1, |number| number + 1);
+    // Not a number before it is whole.
+    let part = all.join(".part");
+    crate::storage::remove_tree(&part)?;
+    export(&exported, tree, &part)?;
+    let target = all.join(next.to_string());
+    fs::rename(&part, &target).with_context(|| format!("publishing {}", target.display()))?;
+    make_way(layout, manifest, session, None)?;
+    match before {
+        Some(number) => crate::storage::remove_tree(&all.join(number.to_string())),
+        None => Ok(()),
+    }
+}
+
+/// The newest number of what was exported of a session.
+fn generation(all: &Path) -> Result<Option<u64>> {
+    Ok(file::names_in(all)?.iter().filter_map(|name| name.parse().ok()).max())
+}
+
+/// Whether a path of a release is in one of the directories nginx serves out of it.
+#[must_use]
+pub fn serves(layout: &Layout, manifest: &Manifest, path: &Path) -> bool {
+    vhost::exported(layout, manifest).iter().any(|(_, files)| path.starts_with(&files.path))
+}
+
+fn export(exported: &[(usize, &StaticFiles)], tree: &Path, target: &Path) -> Result<()> {
+    file::make_directory(target, 0o755)?;
     let inside = Inside::open(tree)?;
     for (index, files) in exported {
         let copy = target.join(index.to_string());
@@ -135,8 +182,12 @@ pub fn make_way(
     file::make_directory(&layout.ways(), 0o755)?;
     file::make_directory(&way, 0o755)?;
     let exported = vhost::exported(layout, manifest);
-    let (files, export) =
-        (way.join(WAY_FILES), layout.static_export(&manifest.name, &manifest.version));
+    let own = layout.static_export(&manifest.name, session);
+    let export = match generation(&own)? {
+        Some(number) => own.join(number.to_string()),
+        None => layout.static_export(&manifest.name, &manifest.version),
+    };
+    let files = way.join(WAY_FILES);
     if !exported.is_empty() {
         file::make_directory(&files, 0o755)?;
     }
@@ -173,12 +224,16 @@ pub fn switch(layout: &Layout, app: &str, session: &str) -> Result<()> {
     file::link(&layout.way(session), &layout.front_link(app))
 }
 
-/// Removes the way to a session. Nothing there is fine.
+/// Removes the way to a session, and what was exported of it. Nothing there is fine.
 ///
 /// # Errors
 /// When it cannot be removed.
 pub fn remove_way(layout: &Layout, session: &str) -> Result<()> {
-    crate::storage::remove_tree(&layout.way(session))
+    crate::storage::remove_tree(&layout.way(session))?;
+    match layout::parse_session(session) {
+        Some((app, _)) => crate::storage::remove_tree(&layout.static_export(app, session)),
+        None => Ok(()),
+    }
 }
 
 /// Whether requests are led to the session.

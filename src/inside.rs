@@ -119,6 +119,17 @@ impl Inside {
         }
     }
 
+    /// Names in a directory, sorted, those that are text; none if it is not there.
+    ///
+    /// # Errors
+    /// As [`Self::directory`].
+    pub fn names(&self, path: &Path) -> Result<Vec<String>> {
+        let Some(fd) = self.directory(path)? else { return Ok(Vec::new()) };
+        let read = || -> nix::Result<Vec<CString>> { entries(&mut Dir::from_fd(fd)?) };
+        let names = read().with_context(|| format!("reading {}", self.shown(path)))?;
+        Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
+    }
+
     /// Makes a directory and the missing ones above it; the last one gets `mode` and
     /// `owner`, also if it was there.
     ///

@@ -4,19 +4,25 @@
 //! A HUP has a server read its files again, and those of a session are a copy of its
 //! release's: so the files are changed there first, one rename at a time.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use crate::chroot;
+use crate::edit::{Edit, Kind};
 use crate::error::refuse;
 use crate::inside::{Inside, Owner};
 use crate::manifest::{FileEntry, FileIndex, FileKind};
 use crate::mount;
 use crate::node::Node;
+use crate::profile::Profile;
+use crate::python;
 use crate::release::App;
 use crate::schroot;
 use crate::serve::Served;
 use crate::session;
+use crate::stage;
 use crate::storage::{self, Access};
 use crate::supervise;
 use crate::tarball::Difference;
@@ -99,6 +105,110 @@ pub fn apply(tree: &Path, contents: &Path, changes: &[Change<'_>]) -> Result<()>
         inside.set_time(&path, entry.mtime)?;
     }
     inside.sync()
+}
+
+/// Puts files of a project where a tree of the profile has them, as a bake would: owned by
+/// root, 0644 or 0755, with the time `epoch` and their byte code.
+///
+/// # Errors
+/// When one cannot be read or put there: the rest may be.
+pub fn place(
+    tree: &Path,
+    project: &Path,
+    edits: &[Edit],
+    profile: &Profile,
+    epoch: i64,
+) -> Result<()> {
+    let inside = Inside::open(tree)?;
+    // From the last on: what is in a directory goes before it, and what is in its place now
+    // before anything else can be.
+    for edit in edits.iter().rev() {
+        let was_folder = match &edit.before {
+            Some(Kind::Unknown) | None => inside.directory(&edit.path).is_ok_and(|it| it.is_some()),
+            Some(kind) => *kind == Kind::Directory,
+        };
+        let stays =
+            edit.after.as_ref().is_some_and(|(_, it)| (*it == Kind::Directory) == was_folder);
+        forget_byte_code(&inside, &edit.path)?;
+        if !stays {
+            inside.remove(&edit.path)?;
+        }
+    }
+    let mut sources = Vec::new();
+    for Edit { path, after, .. } in edits {
+        let Some((from, kind)) = after else { continue };
+        match kind {
+            Kind::Directory => inside.make_directory(path, 0o755, Owner::ROOT)?,
+            Kind::Link(target) => inside.link(path, target, Owner::ROOT)?,
+            Kind::File { program, .. } => {
+                let from = project.join(from);
+                let bytes =
+                    fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
+                let mode = if *program { 0o755 } else { 0o644 };
+                inside.publish(path, &bytes, mode, Owner::ROOT)?;
+                sources.extend(is_source(path).then(|| path.clone()));
+            }
+            Kind::Unknown => continue,
+        }
+        inside.set_time(path, epoch)?;
+    }
+    compile(&inside, tree, &sources, profile, epoch)
+}
+
+fn is_source(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "py")
+}
+
+/// Compiles byte code of these sources.
+fn compile(
+    inside: &Inside,
+    tree: &Path,
+    sources: &[PathBuf],
+    profile: &Profile,
+    epoch: i64,
+) -> Result<()> {
+    let has_python = profile.python.is_some() || inside.exists(Path::new("/usr/bin/python3"))?;
+    if sources.is_empty() || !has_python {
+        return Ok(());
+    }
+    let call = chroot::invocation(tree, epoch, stage::interpreter(profile));
+    python::compiling(call, sources).run()?;
+    for source in sources {
+        for compiled in byte_code(inside, source)? {
+            inside.set_time(&compiled, epoch)?;
+        }
+    }
+    Ok(())
+}
+
+/// Byte code of a source (PEP 3147).
+fn byte_code(inside: &Inside, source: &Path) -> Result<Vec<PathBuf>> {
+    let (Some(parent), Some(stem)) = (source.parent(), source.file_stem()) else {
+        return Ok(Vec::new());
+    };
+    let cache = parent.join("__pycache__");
+    let begin = format!("{}.", stem.to_string_lossy());
+    let is_its = |name: &String| {
+        let rest = name.strip_prefix(&begin).and_then(|rest| rest.strip_suffix(".pyc"));
+        // Of `shop.py`, and not of `shop.cart.py`.
+        rest.is_some_and(|tag| {
+            !tag.trim_end_matches(".opt-1").trim_end_matches(".opt-2").contains('.')
+        })
+    };
+    let names = inside.names(&cache)?.into_iter();
+    Ok(names.filter(is_its).map(|name| cache.join(name)).collect())
+}
+
+/// Removes the byte code of a source that is another one now, or none.
+fn forget_byte_code(inside: &Inside, source: &Path) -> Result<()> {
+    if !is_source(source) {
+        return Ok(());
+    }
+    for compiled in byte_code(inside, source)? {
+        inside.remove(&compiled)?;
+    }
+    // With the last one its directory, which has to be empty for that.
+    inside.remove(&source.with_file_name("__pycache__"))
 }
 
 /// Gives everything in a tree the time its index says: what was unpacked has it.
@@ -247,6 +357,64 @@ mod tests {
         assert_eq!(changes(&index(subject.path()), &new, &[]), []);
         apply(subject.path(), one.path(), &changes(&new, &old, &[])).expect("it can be changed");
         assert_eq!(changes(&index(subject.path()), &old, &[]), []);
+    }
+
+    #[test]
+    fn files_of_a_project_are_put_where_a_bake_puts_them() {
+        let project =
+            tree(&[("app/new.py", "x = 1\n"), ("app/run", "mode 755"), ("app/kind", "x")]);
+        let before = [
+            ("srv/gone/gone.py", "x"),
+            ("srv/gone/__pycache__/gone.cpython-311.pyc", "x"),
+            ("srv/stays.py", "x"),
+            ("srv/__pycache__/stays.cpython-311.pyc", "x"),
+            ("srv/__pycache__/new.cpython-311.pyc", "x"),
+            ("srv/__pycache__/new.other.cpython-311.pyc", "x"),
+            ("srv/kind/file", "x"),
+        ];
+        let subject = tree(&before);
+        let here = |path: &str, from: &str, kind: Kind| Edit {
+            path: path.into(),
+            before: Some(Kind::Unknown),
+            after: Some((from.into(), kind)),
+        };
+        let gone =
+            |path: &str| Edit { path: path.into(), before: Some(Kind::Unknown), after: None };
+        let file = |program| Kind::File { sha256: String::new(), program };
+        let edits = [
+            gone("/srv/gone"),
+            gone("/srv/gone/gone.py"),
+            here("/srv/kind", "app/kind", file(false)),
+            gone("/srv/kind/file"),
+            here("/srv/link", "app/link", Kind::Link("new.py".to_owned())),
+            here("/srv/new.py", "app/new.py", file(false)),
+            here("/srv/run", "app/run", file(true)),
+            here("/srv/sub", "app/sub", Kind::Directory),
+        ];
+        let text = "schema = 1\nname = \"x\"\nversion = \"1\"\n[environment]\nsuite = \"bookworm\"\n\
+                    [[process]]\nname = \"web\"\ncommand = \"x\"\n";
+        let profile = crate::profile::parse(text).expect("it is a profile");
+        place(subject.path(), project.path(), &edits, &profile, EPOCH).expect("it can be changed");
+        let found = index(subject.path());
+        let named = |entry: &FileEntry| format!("{} {:o} {}", entry.path, entry.mode, entry.mtime);
+        let files: Vec<String> =
+            found.files.iter().filter(|it| it.kind != FileKind::Directory).map(named).collect();
+        let expected = |path: &str, mode: u32| format!("srv/{path} {mode:o} {EPOCH}");
+        assert_eq!(
+            files,
+            [
+                expected("__pycache__/new.other.cpython-311.pyc", 0o644),
+                expected("__pycache__/stays.cpython-311.pyc", 0o644),
+                expected("kind", 0o644),
+                expected("link", 0o777),
+                expected("new.py", 0o644),
+                expected("run", 0o755),
+                expected("stays.py", 0o644),
+            ]
+        );
+        assert!(
+            subject.path().join("srv/sub").is_dir() && !subject.path().join("srv/gone").exists()
+        );
     }
 
     #[test]

@@ -447,12 +447,18 @@ pub fn finish_virtualenv(chroot: &Chroot, python: &Python, virtualenv: &Path) ->
     python::compile(chroot, &python.interpreter, &[virtualenv.to_owned()])
 }
 
+/// The interpreter whose byte code what is copied has.
+#[must_use]
+pub fn interpreter(profile: &Profile) -> &str {
+    profile.python.as_ref().map_or("python3", |python| &python.interpreter)
+}
+
 /// Compiles byte code of what is copied, if the environment has a Python.
 ///
 /// # Errors
 /// When the interpreter fails.
 pub fn compile_copied(chroot: &Chroot, profile: &Profile) -> Result<()> {
-    let interpreter = profile.python.as_ref().map_or("python3", |python| &python.interpreter);
+    let interpreter = interpreter(profile);
     let mut copied: Vec<PathBuf> = profile.copies.iter().map(|copy| copy.to.clone()).collect();
     copied.sort();
     let has_python = profile.python.is_some() || chroot.outside("/usr/bin/python3").exists();

@@ -478,13 +478,14 @@ pub fn normalise(chroot: &Chroot, virtualenv: &Path) -> Result<()> {
 /// When the interpreter cannot be run. A source with a syntax error is passed over, as
 /// pip does: distributions ship templates and tests for other Pythons.
 pub fn compile(chroot: &Chroot, interpreter: &str, paths: &[PathBuf]) -> Result<()> {
-    chroot
-        .call(interpreter)
-        // Not -I: the seed of hashes is among the variables.
-        .args(["-c", COMPILE])
-        .args(paths)
-        .named("compiling byte code")
-        .run()
+    compiling(chroot.call(interpreter), paths).run()
+}
+
+/// The call that compiles byte code as [`compile`] does, made of one of an interpreter.
+#[must_use]
+pub fn compiling(call: Invocation, paths: &[PathBuf]) -> Invocation {
+    // Not -I: the seed of hashes is among the variables.
+    call.args(["-c", COMPILE]).args(paths).named("compiling byte code")
 }
 
 /// A path of a tree, without leading slash, and the distribution that owns it.
