@@ -3,6 +3,9 @@
 //! Pure values and transitions; [`crate::node`] reads and writes them. None of these
 //! functions touches the disk.
 
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::kept::Kept;
@@ -80,8 +83,21 @@ pub struct Session {
     /// those of another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
+    /// What of it is as in a project, and not as in the release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edited: Option<Edited>,
     /// When it was begun, seconds since 1970.
     pub begun: i64,
+}
+
+/// Files of a session that `farmctl dev` has taken from a project.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Edited {
+    /// Directory of the project.
+    pub project: PathBuf,
+    /// The paths, as the application sees them: those that are gone as well.
+    pub paths: Vec<PathBuf>,
 }
 
 impl Session {
@@ -216,6 +232,35 @@ impl App {
         app
     }
 
+    /// With this of the session that serves not as in its release.
+    #[must_use]
+    pub fn edited(mut self, edited: Option<Edited>) -> Self {
+        if let Some(session) = &mut self.session {
+            session.edited = edited;
+        }
+        self
+    }
+
+    /// Without the release of this version, which another one has taken the place of: the
+    /// one that served before both is the previous one.
+    #[must_use]
+    pub fn replaced(self, version: &str, previous: Option<String>) -> Self {
+        let mut app = self.removed(version);
+        let is_other = |it: &String| app.release(it).is_some() && app.current.as_ref() != Some(it);
+        let previous = previous.filter(is_other);
+        app.previous = app.previous.or(previous);
+        app
+    }
+
+    /// A version for a release that `farmctl dev` bakes of the project of this one:
+    /// `1.4.2.dev1`, `1.4.2.dev2`.
+    #[must_use]
+    pub fn dev_version(&self, of: &str) -> String {
+        let number = |version: &str| version.strip_prefix(of)?.strip_prefix(".dev")?.parse().ok();
+        let known = self.releases.iter().filter_map(|release| number(&release.version));
+        format!("{of}.dev{}", known.max().unwrap_or(0u32) + 1)
+    }
+
     /// A version for a release that is derived from this one: `1.4.2.p1`, `1.4.2.p2`.
     #[must_use]
     pub fn next_version(&self, from: &str) -> String {
@@ -307,6 +352,7 @@ mod tests {
             name: "fs-shop-1".to_owned(),
             version: version.to_owned(),
             origin: None,
+            edited: None,
             begun: 2,
         }
     }
@@ -334,6 +380,7 @@ mod tests {
             name: format!("fs-shop-{version}"),
             version: version.to_owned(),
             origin: None,
+            edited: None,
             begun: 2,
         };
         let mut app = App::new("shop", 200_000)
@@ -382,6 +429,23 @@ mod tests {
         assert_eq!((app.current.as_deref(), app.previous.as_deref()), (Some("1.p2"), Some("1.p1")));
         let app = ["2", "3"].into_iter().fold(app, |app, version| app.installed(release(version)));
         assert!(app.old_releases(1).into_iter().map(|it| &it.version).eq(["2"]));
+    }
+
+    #[test]
+    fn a_release_of_a_saved_change_takes_the_place_of_the_one_before() {
+        let app = App::new("shop", 200_000).installed(release("1")).started(session("1"));
+        assert_eq!(app.dev_version("1"), "1.dev1");
+        let app = app.installed(release("1.dev1")).switched(session("1.dev1"));
+        assert_eq!(
+            (app.dev_version("1"), app.dev_version("2")),
+            ("1.dev2".into(), "2.dev1".into())
+        );
+        let previous = app.previous.clone();
+        let app = app.installed(release("1.dev2")).switched(session("1.dev2"));
+        assert_eq!(app.previous.as_deref(), Some("1.dev1"));
+        let app = app.replaced("1.dev1", previous);
+        assert_eq!(app.dev_version("1"), "1.dev3");
+        assert_eq!((app.current.as_deref(), app.previous.as_deref()), (Some("1.dev2"), Some("1")));
     }
 
     proptest! {

@@ -76,8 +76,13 @@ pub fn raise(
     let name = layout::session(&app.name, transaction.id());
     say(&format!("beginning session {name}"));
     let mount = session::open(node, app, manifest, &name, transaction)?;
-    let session =
-        Session { name, version: manifest.version.clone(), origin: None, begun: node::now() };
+    let session = Session {
+        name,
+        version: manifest.version.clone(),
+        origin: None,
+        edited: None,
+        begun: node::now(),
+    };
     let served = Served { app, session: &session, manifest, node, supervisor };
     for job in jobs(manifest, moments) {
         say(&format!("running the job {}", job.name));
@@ -326,6 +331,30 @@ impl Served<'_> {
     /// When the check refuses the new code (nothing was signalled then), or the new workers
     /// do not answer.
     pub fn reload(&self, process: &Process) -> Result<Reloaded> {
+        self.check(process)?;
+        self.take_up(process)
+    }
+
+    /// Looks whether a process could take up its new code, if the profile says how.
+    ///
+    /// # Errors
+    /// When it could not: with the check's last lines.
+    pub fn check(&self, process: &Process) -> Result<()> {
+        // A signal onto broken code takes the whole server down: gunicorn ends when its
+        // new workers do not boot (benoitc/gunicorn#2443).
+        match check_call(process, &self.session.name) {
+            Some(check) => check
+                .run()
+                .hint("the running code was left alone: correct the new one and reload again"),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets a process take up new code that has passed its check.
+    ///
+    /// # Errors
+    /// When the new workers do not answer: with its last lines.
+    pub fn take_up(&self, process: &Process) -> Result<Reloaded> {
         let Self { app, session, supervisor, .. } = *self;
         let running = |supervisor: &dyn Supervise| -> Result<u32> {
             supervisor.check_watched(&session.name)?;
@@ -337,13 +366,6 @@ impl Served<'_> {
             pid.with_context(|| format!("process {} is not running", process.name))
                 .hint(format!("farmctl start {}", app.name))
         };
-        if let Some(check) = check_call(process, &session.name) {
-            // A signal onto broken code takes the whole server down: gunicorn ends when its
-            // new workers do not boot (benoitc/gunicorn#2443).
-            check
-                .run()
-                .hint("the running code was left alone: correct the new one and reload again")?;
-        }
         let position = supervisor.position(&session.name, &process.name)?;
         let pid = running(supervisor)?;
         let before = process::children(pid)?;
@@ -356,7 +378,11 @@ impl Served<'_> {
             }
             Reload::Signal(signal) => {
                 process::send(pid, signal.number())?;
-                wait_for_new_workers(pid, &before, process, signal)?;
+                let renewed = wait_for_new_workers(pid, &before, process, signal);
+                renewed.or_else(|error| {
+                    check_interrupted()?;
+                    self.failure(&process.name, &position, &error.to_string())
+                })?;
             }
         }
         self.wait_until_ready(process, &position)?;

@@ -12,6 +12,7 @@ use crate::manifest::Derived;
 use crate::node;
 use crate::process;
 use crate::ready::{self, Look};
+use crate::release::Edited;
 use crate::schroot;
 use crate::session;
 use crate::storage;
@@ -85,6 +86,8 @@ struct SessionStatus {
     room_bytes: Option<u64>,
     /// Whether it still has what was written.
     whole: bool,
+    /// What farmctl dev has changed in it; none if that is nothing.
+    edited: Option<Edited>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -171,6 +174,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             },
             room_bytes: copy.and_then(|copy| copy.room),
             whole,
+            edited: session.edited.clone(),
         });
         let states = supervise::detect(node.layout()).states(&session.name)?;
         for process in &manifest.profile.processes {
@@ -288,6 +292,12 @@ fn render(status: &Status, now: i64) -> String {
             text += &format!("; {flaw}");
         }
         rows.push(row("session", text));
+        rows.extend(session.edited.as_ref().map(|edited| {
+            let release = status.release.as_deref().unwrap_or_default();
+            let count = super::paths(edited.paths.len());
+            let project = edited.project.display();
+            row("edited", format!("not as {release}: {count} as saved in {project}"))
+        }));
     }
     for session in &status.standby {
         let release = status.release.as_deref().unwrap_or_default();
@@ -369,6 +379,10 @@ mod tests {
                 written_bytes: Some(2048),
                 room_bytes: None,
                 whole: true,
+                edited: Some(Edited {
+                    project: "/root/shop".into(),
+                    paths: vec!["/srv/shop/shop.py".into()],
+                }),
             }),
             standby: vec![Standby { name: "fs-shop-0".to_owned(), release: "1.4.1".to_owned() }],
             confirm_by: None,
@@ -407,6 +421,7 @@ mod tests {
         shop         running
         release      1.4.2 (sha256 0123456789ab); also installed: 1.4.1
         session      fs-shop-1, begun 5 min ago, 2.00 KiB written
+        edited       not as 1.4.2: 1 path as saved in /root/shop
         standby      fs-shop-0 of 1.4.1, until 1.4.2 has proved itself
         preview      fs-shop-2 of 1.5.0, http://127.0.0.1:8900/
         process web  running, pid 42, 5 workers, 10.00 MiB, up 5 min, answers 200

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::baking::{self, Baking};
 use super::comparison::{render, side};
-use super::{Context, Started};
+use super::{Context, Started, paths};
 use crate::diff::{self, Diff};
 use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
@@ -235,10 +235,15 @@ fn verify_session(args: &Args, context: &Context) -> Result<Exit> {
         context.ui.done(format!("{what} is as its release {}", session.version));
         return Ok(Exit::Done);
     }
+    let edited = session.edited.as_ref().map(|edited| {
+        let count = paths(edited.paths.len());
+        format!("; farmctl dev has {count} as in {}", edited.project.display())
+    });
     context.ui.warn(format!(
-        "{what} differs from its release {} in {}",
+        "{what} differs from its release {} in {}{}",
         session.version,
-        count_by_owner(&differences)
+        count_by_owner(&differences),
+        edited.unwrap_or_default()
     ));
     Ok(Exit::NotRight)
 }
@@ -285,10 +290,6 @@ fn count_by_owner(differences: &[Difference]) -> String {
         words.push(format!("{whose} {count}"));
     }
     format!("{}: {}", paths(differences.len()), words.join(", "))
-}
-
-fn paths(count: usize) -> String {
-    if count == 1 { "1 path".to_owned() } else { format!("{count} paths") }
 }
 
 fn describe(difference: &Difference) -> String {
