@@ -70,6 +70,7 @@ pub enum Verb {
     Stop(commands::stop::Args),
     Restart(commands::restart::Args),
     Reload(commands::reload::Args),
+    Dev(commands::dev::Args),
     Upgrade(commands::upgrade::Args),
     Rollback(commands::rollback::Args),
     Confirm(commands::confirm::Args),

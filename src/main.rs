@@ -54,6 +54,7 @@ fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {
         Verb::Stop(args) => commands::stop::run(args, context),
         Verb::Restart(args) => commands::restart::run(args, context),
         Verb::Reload(args) => commands::reload::run(args, context),
+        Verb::Dev(args) => commands::dev::run(args, context),
         Verb::Upgrade(args) => commands::upgrade::run(args, context),
         Verb::Rollback(args) => commands::rollback::run(args, context),
         Verb::Confirm(args) => commands::confirm::run(args, context),

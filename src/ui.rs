@@ -78,6 +78,11 @@ impl Ui {
         }
     }
 
+    /// Says that one of many things is done, with the time it took.
+    pub fn took(&self, text: impl AsRef<str>, time: Duration) {
+        self.already(format!("{} ({})", text.as_ref(), seconds(time)));
+    }
+
     /// Says that there was nothing to do.
     pub fn already(&self, text: impl AsRef<str>) {
         if self.verbosity > Verbosity::Quiet {

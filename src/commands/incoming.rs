@@ -49,6 +49,14 @@ pub(super) struct Options {
     allow_expired: bool,
 }
 
+impl Options {
+    /// For a tarball this node has just baked, beside a release in this storage.
+    pub(super) fn own(storage: &str) -> Self {
+        // What is tried out has no number and no last day.
+        Self { storage: Some(storage.to_owned()), allow_downgrade: true, allow_expired: true }
+    }
+}
+
 /// A node tarball that fits this node.
 pub(super) struct Incoming {
     archive: Archive,

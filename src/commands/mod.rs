@@ -30,6 +30,7 @@ pub mod bootstrap;
 mod comparison;
 pub mod completions;
 pub mod confirm;
+pub mod dev;
 pub mod diff;
 pub mod doctor;
 pub mod gc;
