@@ -3,8 +3,10 @@
 pub mod apt;
 mod archive;
 mod clean;
+mod deb;
 mod installed;
 pub mod pool;
+pub mod unpack;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -12,6 +14,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
+use self::apt::Apt;
 pub use self::archive::{Archive, fetch_indexes, host_mirror, newest_index, package_cache};
 pub use self::clean::clean;
 pub use self::installed::{Ownership, installed_packages, is_older, name_of};
@@ -44,38 +47,15 @@ pub fn architecture() -> Result<String> {
     Ok(Invocation::of(&DPKG).arg("--print-architecture").output()?.trim().to_owned())
 }
 
-/// The debootstrap call.
+/// The debootstrap call that installs from an archive made of these packages alone.
 #[must_use]
 pub fn debootstrap(
-    environment: &Environment,
-    archive: &Archive,
-    tree: &Path,
-    epoch: i64,
-    cache: &Path,
-) -> Invocation {
-    let call = Invocation::of(&DEBOOTSTRAP)
-        .args(["--variant=minbase", "--force-check-gpg"])
-        .arg(format!("--keyring={KEYRING}"))
-        .arg(format!("--components={}", archive.components.join(",")))
-        .arg(format!("--cache-dir={}", cache.display()))
-        .args(wishes(environment));
-    machine::proxied(call)
-        .arg(&archive.suite)
-        .arg(tree)
-        .arg(&archive.mirror)
-        .env("SOURCE_DATE_EPOCH", epoch.to_string())
-        .contained()
-}
-
-/// The debootstrap call that installs from an archive made of a lock's packages.
-#[must_use]
-pub fn debootstrap_locked(
     environment: &Environment,
     tree: &Path,
     epoch: i64,
     repository: &Path,
 ) -> Invocation {
-    // Its files were compared with the lock, whose hashes are what is trusted here.
+    // Its files were compared with their hashes, which are what is trusted here.
     let mut call = Invocation::of(&DEBOOTSTRAP).args(["--variant=minbase", "--no-check-gpg"]);
     call = call.args(wishes(environment));
     call.arg(&environment.suite)
@@ -85,16 +65,22 @@ pub fn debootstrap_locked(
         .contained()
 }
 
-/// The packages debootstrap itself would install, by way of the directory `work`, which it
-/// makes and removes.
+/// Names of the packages of the base system: what debootstrap itself installs. By way of the
+/// directory `work`, which debootstrap makes and removes.
 ///
 /// # Errors
 /// When the mirror does not answer, or lacks one that `include` names.
 pub fn base_packages(
     environment: &Environment,
     archive: &Archive,
+    apt: &Apt,
     work: &Path,
 ) -> Result<Vec<String>> {
+    // Others' sources may call required what they like.
+    if unpack::fits(environment) && environment.apt_sources.is_empty() {
+        let base = apt.resolve(&unpack::wanted(archive))?;
+        return Ok(base.into_iter().map(|offer| offer.deb.name).collect());
+    }
     let call = Invocation::of(&DEBOOTSTRAP)
         .args(["--print-debs", "--variant=minbase", "--force-check-gpg"])
         .arg(format!("--keyring={KEYRING}"))
@@ -116,19 +102,8 @@ fn wishes(environment: &Environment) -> Vec<String> {
 ///
 /// # Errors
 /// With debootstrap's last lines, its own log included.
-pub fn run_debootstrap(
-    call: &Invocation,
-    tree: &Path,
-    cache: &Path,
-    line: impl FnMut(&str),
-) -> Result<()> {
-    file::make_directory(cache, 0o755)?;
-    // Half of a bootstrap's time is dpkg's fsync, which protects a running system; this
-    // tree is thrown away if anything interrupts it, and synced as a whole at the end.
-    let configuration = tree.join(BUILD_DPKG);
-    file::make_directory(configuration.parent().unwrap_or(tree), 0o755)?;
-    fs::write(&configuration, "force-unsafe-io\nforce-confdef\nforce-confold\n")
-        .with_context(|| format!("writing {}", configuration.display()))?;
+pub fn run_debootstrap(call: &Invocation, tree: &Path, line: impl FnMut(&str)) -> Result<()> {
+    write_build_settings(tree)?;
     let Err(error) = call.run_lines(line) else { return Ok(()) };
     check_interrupted()?;
     let log = fs::read_to_string(tree.join("debootstrap/debootstrap.log")).unwrap_or_default();
@@ -141,6 +116,15 @@ pub fn run_debootstrap(
 
 /// dpkg settings of builds, beneath a tree; removed by [`clean()`].
 const BUILD_DPKG: &str = "etc/dpkg/dpkg.cfg.d/farmctl-build";
+
+/// Half of a bootstrap's time is dpkg's fsync, which protects a running system; a tree being
+/// made is thrown away if anything interrupts it, and synced as a whole at the end.
+fn write_build_settings(tree: &Path) -> Result<()> {
+    let path = tree.join(BUILD_DPKG);
+    file::make_directory(path.parent().unwrap_or(tree), 0o755)?;
+    fs::write(&path, "force-unsafe-io\nforce-confdef\nforce-confold\n")
+        .with_context(|| format!("writing {}", path.display()))
+}
 
 /// Arguments every apt-get call of ours begins with.
 const APT_OPTIONS: [&str; 5] = [

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::debian::apt::{self, Apt};
+use crate::debian::apt::{self, Apt, Offer};
 use crate::debian::{self, Archive, Pool, pool};
 use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::layout::Layout;
-use crate::lockfile::{Debian, Python};
+use crate::lockfile::{Deb, Debian, Phase, Python};
 use crate::manifest::{InRelease, Package};
 use crate::node::{Object, Transaction};
 use crate::profile::Profile;
@@ -199,7 +199,67 @@ pub fn work(layout: &Layout, transaction: &mut Transaction) -> Result<PathBuf> {
     Ok(work)
 }
 
-/// Sees to it that every package of a lock is in the pool; answers how many were fetched.
+/// What a profile's environment is made of, and what its bakes take if `builds`, as apt
+/// resolves it today: the packages, and where each is to be had.
+///
+/// # Errors
+/// When they cannot be installed together.
+pub fn resolve(
+    source: &Source,
+    archive: &Archive,
+    apt: &Apt,
+    builds: bool,
+    work: &Path,
+) -> Result<(Debian, Vec<Offer>)> {
+    let environment = &source.profile.environment;
+    let releases = apt.releases(archive)?;
+    let base = debian::base_packages(environment, archive, apt, &work.join("base"))?;
+    let mut wanted = base.clone();
+    wanted.extend(debian::extra_packages(environment));
+    wanted.extend(own_paths(source)?);
+    let resolve = |wanted: &[String], keys: &str| {
+        apt.resolve(wanted).hint_with(|| {
+            format!(
+                "are all packages of {keys} in one of its apt sources, and do those that stay \
+                 fit? farmctl lock --update"
+            )
+        })
+    };
+    let environment = resolve(&wanted, "environment.packages")?;
+    let mut all = environment.clone();
+    if builds {
+        wanted.extend(build_packages(&source.profile));
+        all = resolve(&wanted, "environment.packages and build.packages")?;
+    }
+    let packages = phases(&all, &environment, &base, &own_packages(source)?);
+    let epoch = releases.iter().map(|release| release.date).max().unwrap_or_default();
+    let request_sha256 = request(source)?;
+    Ok((Debian { epoch, request_sha256, releases, packages }, all))
+}
+
+/// What is to be locked of what apt would install: when it is installed, without the
+/// profile's own packages, by name.
+fn phases(all: &[Offer], environment: &[Offer], base: &[String], own: &[String]) -> Vec<Deb> {
+    let mut packages: Vec<Deb> = all
+        .iter()
+        .map(|offer| &offer.deb)
+        .filter(|deb| !own.contains(&deb.name))
+        .map(|deb| {
+            let phase = if base.contains(&deb.name) {
+                Phase::Base
+            } else if environment.iter().any(|offer| offer.deb.name == deb.name) {
+                Phase::Environment
+            } else {
+                Phase::Build
+            };
+            Deb { phase, ..deb.clone() }
+        })
+        .collect();
+    packages.sort();
+    packages
+}
+
+/// Sees to it that every package of a lock is in the pool.
 ///
 /// # Errors
 /// When one is missing and there is no network, or it is not offered any more.
@@ -210,20 +270,46 @@ pub fn fill(
     network: Network,
     apt: &dyn Fn() -> Result<Apt>,
     transaction: &mut Transaction,
-) -> Result<usize> {
+) -> Result<()> {
     let missing = pool.missing(lock.packages.iter())?;
     if missing.is_empty() {
-        return Ok(0);
+        return Ok(());
     }
     if network == Network::Denied {
         pool::refuse_missing(&missing, &with_network(source))?;
     }
+    let apt = apt()?;
+    let (offers, moved) = apt.find(&missing)?;
+    apt::refuse_moved(&moved, &update(source))?;
+    fetch(&offers, pool, &apt, transaction)
+}
+
+/// Sees to it that every package that was just resolved is in the pool.
+///
+/// # Errors
+/// When one cannot be fetched.
+pub fn fill_resolved(
+    lock: &Debian,
+    offers: &[Offer],
+    pool: &Pool,
+    apt: &Apt,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let missing = pool.missing(lock.packages.iter())?;
+    let is_missing = |offer: &&Offer| missing.iter().any(|deb| deb.file == offer.deb.file);
+    let offers: Vec<Offer> = offers.iter().filter(is_missing).cloned().collect();
+    fetch(&offers, pool, apt, transaction)
+}
+
+fn fetch(offers: &[Offer], pool: &Pool, apt: &Apt, transaction: &mut Transaction) -> Result<()> {
+    if offers.is_empty() {
+        return Ok(());
+    }
     let fetched = pool.work(transaction.id());
     transaction.intend(Object::Path { path: fetched.clone() })?;
     file::make_directory(&fetched, 0o755)?;
-    pool.fetch(&missing, &apt()?, &fetched, &update(source))?;
-    storage::remove_tree(&fetched)?;
-    Ok(missing.len())
+    pool.fetch(offers, apt, &fetched)?;
+    storage::remove_tree(&fetched)
 }
 
 /// Makes the archive of a lock's packages in a transaction's scratch directory.
@@ -346,7 +432,6 @@ pub fn own_paths(source: &Source) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lockfile::{Deb, Phase};
     use crate::profile;
 
     #[test]

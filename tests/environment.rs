@@ -2,12 +2,14 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::Stdio;
+use std::time::UNIX_EPOCH;
 
-use common::{Farm, tool};
+use common::{Farm, called, run, tool};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -45,8 +47,7 @@ fn an_environment_is_made_as_the_profile_asks() {
         farm.run(&["bootstrap", hello.to_str().expect("ours"), "--dry-run", "--fresh"]).ok().stdout;
     let mirror = plan
         .lines()
-        .find(|line| line.contains("/debootstrap "))
-        .and_then(|line| line.split_whitespace().last())
+        .find_map(|line| line.split_once("fetch from ")?.1.strip_suffix(" those the pool lacks"))
         .expect("the plan names the mirror");
     let profile = format!(
         r#"schema = 1
@@ -112,6 +113,61 @@ Pin-Priority: 50
     let theirs = inside(&farm, "rich", "cat /etc/shadow");
     for line in shadow.lines().filter(|line| line.contains(":$")) {
         assert!(!theirs.contains(line), "a password of the host is in the environment");
+    }
+}
+
+/// What there is in a tree, contents by their hash, and what dpkg says is installed. What is
+/// younger than `began` has no time.
+fn listed(tree: &Path, began: u64) -> BTreeSet<String> {
+    let script = "find . -xdev -not -type d -printf '%T@ %p %M %U:%G %l\\n'; \
+                  find . -xdev -type d -printf '- %p %M %U:%G\\n'; \
+                  find . -xdev -type f -not -path ./var/lib/dpkg/status -exec sha256sum {} +";
+    let mut command = called("sh", &["-euc", script]);
+    command.current_dir(tree);
+    let ran = run(command);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let untimed = |line: &str| match line.split_once('.') {
+        Some((seconds, rest)) if seconds.parse().is_ok_and(|time: u64| time >= began) => {
+            rest.split_once(' ').map_or_else(String::new, |(_, rest)| rest.to_owned())
+        }
+        _ => line.to_owned(),
+    };
+    let mut lines: BTreeSet<String> = ran.stdout.lines().map(untimed).collect();
+    let status = fs::read_to_string(tree.join("var/lib/dpkg/status")).expect("dpkg wrote it");
+    for stanza in status.split("\n\n") {
+        let lines_of = stanza.lines();
+        // In the archive that debootstrap is given all packages of the base system are required.
+        let kept: Vec<&str> = lines_of.filter(|line| !line.starts_with("Priority: ")).collect();
+        lines.insert(kept.join("\n"));
+    }
+    lines
+}
+
+#[test]
+fn a_base_system_is_what_debootstrap_makes() {
+    let farm = Farm::new();
+    let now = || UNIX_EPOCH.elapsed().expect("it is past 1970").as_secs();
+    for suite in ["bookworm", "trixie"] {
+        let directory = farm.root().join(suite);
+        fs::create_dir(&directory).expect("there is room");
+        let profile = format!(
+            "schema = 1\nname = \"{suite}\"\nversion = \"1\"\n\
+             [environment]\nsuite = \"{suite}\"\n"
+        );
+        fs::write(directory.join("profile.toml"), profile).expect("there is room");
+        let tree = farm.state(&format!("volumes/fv-env-{suite}/root"));
+        let made = |options: &[&str], step: &str| {
+            let began = now();
+            let arguments = ["bootstrap", directory.to_str().expect("ours"), "--fresh"];
+            let ran = farm.run(&[&arguments, options].concat()).ok();
+            assert!(ran.stderr.contains(&format!("{step} {suite}")), "{}", ran.stderr);
+            listed(&tree, began)
+        };
+        let ours = made(&[], "unpacking the base system of");
+        let reference = made(&["--debootstrap"], "debootstrapping");
+        let differ: Vec<&String> = ours.symmetric_difference(&reference).collect();
+        assert!(differ.is_empty(), "{suite}: {differ:#?}");
+        assert!(ours.len() > 5000, "{suite} has {} lines", ours.len());
     }
 }
 

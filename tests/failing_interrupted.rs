@@ -64,7 +64,7 @@ fn an_interrupted_bootstrap_leaves_nothing() {
     let bootstrap = ["bootstrap", word(&directory)];
     let tree = farm.state("volumes/fv-stage-").display().to_string();
     let fresh = [&bootstrap[..], &["--fresh"]].concat();
-    let error = interrupt(&farm, &fresh, "debootstrapping bookworm", &tree, SIGINT);
+    let error = interrupt(&farm, &fresh, "configuring it", &tree, SIGINT);
     assert_eq!(error, "bootstrapping tiny: interrupted");
     let error = interrupt(&farm, &bootstrap, "unpacking the tree made on", FARMCTL, SIGTERM);
     let step = "bootstrapping tiny: restoring ROOT/var/lib/farmctl/volumes/fv-stage-ID/root: ";
@@ -240,15 +240,12 @@ fn collect(mistake: &str, farm: &Farm, expected: &[&str]) {
 fn gc_removes_what_a_killed_bootstrap_left() {
     let farm = Farm::new();
     let directory = profile(&farm, "");
-    let first = Working::until(
-        &farm,
-        &["bootstrap", word(&directory), "--fresh"],
-        "debootstrapping bookworm",
-    );
+    let first =
+        Working::until(&farm, &["bootstrap", word(&directory), "--fresh"], "configuring it");
     let own = format!("{}", farm.state("volumes/fv-stage-").display());
-    wait_for("debootstrap", Duration::from_secs(20), || runs(&own));
+    wait_for("dpkg", Duration::from_secs(20), || runs(&own));
     assert_eq!(first.end(SIGKILL).code, -1);
-    wait_for("the end of debootstrap", Duration::from_secs(5), || !runs(&own));
+    wait_for("the end of dpkg", Duration::from_secs(5), || !runs(&own));
     collect(
         "bootstrap gets SIGKILL",
         &farm,

@@ -37,6 +37,8 @@ const TWIN: &str = "twin";
 const PORT: u16 = 18_087;
 /// Where preloaded programs find the library, on the host and in a tree.
 const LIBRARY: &str = "/run/farmctl-elsewhere.so";
+/// What farmctl runs everything in a tree by.
+const CHROOT: &str = "/usr/sbin/chroot";
 
 /// Where and how a bake is made. The default is: here and now.
 #[derive(Clone, Debug)]
@@ -110,7 +112,7 @@ impl Drop for Library {
 }
 
 impl Place {
-    /// The library with the changes, and programs that preload it into what runs in a tree.
+    /// The library with the changes, and a chroot(8) that preloads it into what runs in a tree.
     fn library(&self, work: &Path) -> Option<Library> {
         if self.changes.is_empty() {
             return None;
@@ -121,18 +123,16 @@ impl Place {
         arguments.extend(defines.iter().map(String::as_str));
         arguments.extend(["-ldl", "-lpthread"]);
         tool("cc", &arguments);
-        for (program, given) in [
-            ("chroot", format!("[ -e \"$1{LIBRARY}\" ] || cp {LIBRARY} \"$1/run/\" 2>/dev/null\n")),
-            ("debootstrap", String::new()),
-        ] {
-            let real = work.join(format!("{program}.real"));
-            fs::copy(Path::new("/usr/sbin").join(program), &real).expect("it is installed");
-            let script =
-                format!("#!/bin/sh\n{given}LD_PRELOAD={LIBRARY} exec {} \"$@\"\n", real.display());
-            let path = work.join(program);
-            fs::write(&path, script).expect("there is room");
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
-        }
+        let real = work.join("chroot.real");
+        fs::copy(CHROOT, &real).expect("it is installed");
+        let script = format!(
+            "#!/bin/sh\n[ -e \"$1{LIBRARY}\" ] || cp {LIBRARY} \"$1/run/\" 2>/dev/null\n\
+             LD_PRELOAD={LIBRARY} exec {} \"$@\"\n",
+            real.display()
+        );
+        let path = work.join("chroot");
+        fs::write(&path, script).expect("there is room");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
         Some(Library)
     }
 
@@ -158,9 +158,7 @@ impl Place {
         let mut script = String::from("set -e\n");
         let mut say = |line: &str| script += &format!("{line}\n");
         if !self.changes.is_empty() {
-            for program in ["chroot", "debootstrap"] {
-                say(&format!("mount --bind {}/{program} /usr/sbin/{program}", work.display()));
-            }
+            say(&format!("mount --bind {}/chroot {CHROOT}", work.display()));
         }
         if self.btrfs {
             let image = work.join("image");

@@ -676,7 +676,9 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
     ");
     let fresh = plan(&["bootstrap", profile, "--fresh"]);
     assert!(fresh.contains("\n       + "), "{fresh}");
-    assert!(fresh.contains("/usr/sbin/debootstrap --variant=minbase"), "{fresh}");
+    assert!(fresh.contains("/usr/sbin/chroot TREE dpkg --configure --pending\n"), "{fresh}");
+    let reference = plan(&["bootstrap", profile, "--fresh", "--debootstrap"]);
+    assert!(reference.contains("/usr/sbin/debootstrap --variant=minbase"), "{reference}");
     let tarball = farm.bake(Path::new(profile));
     let known = json(&farm.run(&["show", text(&tarball), "--json"]).ok().stdout);
     let epoch = format!("EPOCH={}", known["manifest"]["epoch"]);

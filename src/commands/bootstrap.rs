@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Context;
 use crate::chroot::{self, Chroot};
-use crate::debian::{self, Archive, Origin};
+use crate::debian::unpack::{self, Base};
+use crate::debian::{self, Archive, Origin, pool};
 use crate::error::Exit;
 use crate::file;
 use crate::layout;
@@ -29,7 +30,7 @@ use crate::tarball;
 use crate::undo;
 
 /// Changes whenever this recipe makes another tree from the same inputs.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// Make a minimal Debian environment for a profile
 #[derive(Debug, clap::Args)]
@@ -42,6 +43,9 @@ pub struct Args {
     /// Make it anew although nothing changed, from packages instead of the cache
     #[arg(long)]
     fresh: bool,
+    /// Make it with debootstrap, which takes longer and makes the same
+    #[arg(long)]
+    debootstrap: bool,
     /// Make it of locked packages on this machine, with the network denied
     #[arg(long)]
     offline: bool,
@@ -75,6 +79,8 @@ struct Making {
     /// What it is made of, unless that is what the mirror offers.
     lock: Option<Debian>,
     network: Network,
+    /// Whether its base system is debootstrap's to make.
+    debootstraps: bool,
 }
 
 /// Carries the verb out.
@@ -102,7 +108,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     schroot::check_free(&layout::environment_chroot(name), node.id())?;
     if args.dry_run {
-        context.show_plan(&plan(&making, context)?);
+        context.show_plan(&plan(&making)?);
         return Ok(Exit::Done);
     }
     let _lock = node.lock(&format!("env-{name}"), "bootstrap")?;
@@ -150,15 +156,27 @@ fn prepare(args: &Args, node: &Node, context: &Context) -> Result<Making> {
     let size = source.profile.storage.volume_size.unwrap_or(node.settings().volume_size);
     let archive = Archive::of(&source.profile.environment)?;
     let architecture = debian::architecture()?;
-    let inputs = inputs(&source, &archive, &architecture, lock.as_ref())?;
+    let debootstraps = args.debootstrap || !unpack::fits(&source.profile.environment);
+    let inputs = inputs(&source, &archive, &architecture, lock.as_ref(), debootstraps)?;
     let record = node.layout().bootstrap_cache().join(format!("{inputs}.json"));
     let cached = match file::read_if_there(&record)? {
         // A record that cannot be read is a cache to be made again, no more.
         Some(text) if !args.fresh => serde_json::from_str(&text).ok(),
         _ => None,
     };
-    let network = Network::of(args.offline);
-    Ok(Making { source, archive, architecture, inputs, storage, why, size, cached, lock, network })
+    Ok(Making {
+        source,
+        archive,
+        architecture,
+        inputs,
+        storage,
+        why,
+        size,
+        cached,
+        lock,
+        network: Network::of(args.offline),
+        debootstraps,
+    })
 }
 
 /// Hash of everything the tree is made from, but for the day's state of the mirror where
@@ -168,10 +186,12 @@ fn inputs(
     archive: &Archive,
     architecture: &str,
     lock: Option<&Debian>,
+    debootstraps: bool,
 ) -> Result<String> {
     let environment = &source.profile.environment;
     let mut all = serde_json::json!({
         "recipe": RECIPE,
+        "debootstraps": debootstraps,
         "environment": environment,
         "sources": archive.sources(),
         "architecture": architecture,
@@ -183,7 +203,7 @@ fn inputs(
     Ok(crate::hash::hex(all.to_string().as_bytes()))
 }
 
-fn plan(making: &Making, context: &Context) -> Result<Plan> {
+fn plan(making: &Making) -> Result<Plan> {
     let name = &making.source.profile.name;
     let environment = &making.source.profile.environment;
     let volume = layout::environment_volume(name);
@@ -196,30 +216,38 @@ fn plan(making: &Making, context: &Context) -> Result<Plan> {
     if making.cached.is_some() {
         plan.step("unpack the tree from the cache (--fresh makes it anew)");
     } else {
-        let target = Path::new("TREE");
-        if let Some(lock) = &making.lock {
-            plan.step(match making.network {
-                Network::Allowed => "fetch the locked packages the pool lacks",
-                Network::Denied => "check that the pool has every locked package",
-            });
-            plan.step("make an archive of them");
-            let repository = Path::new("ARCHIVE");
-            let call = debian::debootstrap_locked(environment, target, lock.epoch, repository);
+        let (tree, repository) = (Path::new("TREE"), Path::new("ARCHIVE"));
+        let inside = |program: &str, arguments: &str| {
+            chroot::invocation(tree, 0, program).args(arguments.split(' ')).display()
+        };
+        match (&making.lock, making.network) {
+            (Some(_), Network::Allowed) => {
+                plan.step("fetch the locked packages the pool lacks");
+            }
+            (Some(_), Network::Denied) => {
+                plan.step("check that the pool has every locked package");
+            }
+            (None, _) => {
+                let names = names(&making.archive).join(", ");
+                plan.step(format!("fetch and verify the indexes of {names}"));
+                plan.step(format!(
+                    "resolve the packages; fetch from {} those the pool lacks",
+                    making.archive.mirror
+                ));
+            }
+        }
+        plan.step("make an archive of them");
+        if making.debootstraps {
+            let epoch = making.lock.as_ref().map_or(0, |lock| lock.epoch);
+            let call = debian::debootstrap(environment, tree, epoch, repository);
             plan.commands("bootstrap", vec![call.display()]);
         } else {
-            let names = names(&making.archive).join(", ");
-            plan.step(format!("fetch and verify the indexes of {names}"));
-            let cache = package_cache(making, context);
-            let call = debian::debootstrap(environment, &making.archive, target, 0, &cache);
-            plan.commands("bootstrap", vec![call.display()]);
+            plan.commands(
+                "unpack the base system, side by side (--debootstrap lets debootstrap do it)",
+                vec![inside("dpkg", "--unpack FILE..."), inside("dpkg", "--configure --pending")],
+            );
         }
-        let inside = |program: &str, arguments: &str| {
-            chroot::invocation(target, 0, program).args(arguments.split(' ')).display()
-        };
         let mut commands = vec![inside("apt-get", "update")];
-        if making.lock.is_none() {
-            commands.push(inside("apt-get", "full-upgrade"));
-        }
         let packages = debian::extra_packages(environment);
         if !packages.is_empty() {
             commands.push(inside("apt-get", &format!("install {}", packages.join(" "))));
@@ -231,16 +259,11 @@ fn plan(making: &Making, context: &Context) -> Result<Plan> {
             "useradd",
             &format!("--create-home --skel /etc/skel {}", environment.user),
         ));
-        plan.commands("apt sources with updates and security, upgrade, packages, user", commands);
+        plan.commands("apt sources with updates and security, packages, user", commands);
         plan.step("clean up and keep the tree in the cache");
     }
     plan.step(format!("register {} with schroot", layout::environment_chroot(name)));
     Ok(plan)
-}
-
-fn package_cache(making: &Making, context: &Context) -> PathBuf {
-    let cache = context.layout.cache();
-    debian::package_cache(&cache, &making.archive.suite, &making.architecture)
 }
 
 fn names(archive: &Archive) -> Vec<String> {
@@ -359,103 +382,108 @@ fn build(
     transaction: &mut Transaction,
 ) -> Result<Cached> {
     let work = locked::work(node.layout(), transaction)?;
-    let cached = match &making.lock {
-        Some(lock) => build_locked(making, lock, tree, &work, context, transaction)?,
-        None => build_offered(making, tree, &work, context)?,
+    let lock = match &making.lock {
+        Some(lock) => {
+            fetch_locked(making, lock, &work, context, transaction)?;
+            lock
+        }
+        None => &resolve(making, &work, context, transaction)?,
     };
+    fill(making, lock, tree, &work, context)?;
     context.ui.step("cleaning up");
     debian::clean(tree)?;
     storage::remove_tree(&work)?;
+    let cached = Cached { epoch: lock.epoch, made: node::now(), releases: lock.releases.clone() };
     keep(&cached, making, tree, node, context, transaction)?;
     Ok(cached)
 }
 
-/// Makes the tree of what the mirror offers.
-fn build_offered(making: &Making, tree: &Path, work: &Path, context: &Context) -> Result<Cached> {
-    let ui = &context.ui;
-    let environment = &making.source.profile.environment;
-    ui.step(format!("reading the indexes of {}", names(&making.archive).join(", ")));
-    let releases = debian::fetch_indexes(&making.archive, work)?;
-    if making.archive.security.is_none() && releases.len() > 1 {
-        ui.warn("no mirror for security updates is known: set environment.security-mirror");
-    }
-    let epoch = releases.iter().map(|release| release.date).max().unwrap_or_default();
-
-    let packages = package_cache(making, context);
-    ui.step(format!("debootstrapping {} from {}", making.archive.suite, making.archive.mirror));
-    let call = debian::debootstrap(environment, &making.archive, tree, epoch, &packages);
-    let spinner = ui.spinner("debootstrap");
-    debian::run_debootstrap(&call, tree, &packages, |line| spinner.show(line))?;
-    drop(spinner);
-
-    let mut chroot = Chroot::enter(tree, epoch)?;
-    debian::lend_archives(&mut chroot, &packages)?;
-    configure(making, chroot, Origin::Mirror, context)?;
-    Ok(Cached { epoch, made: node::now(), releases })
-}
-
-/// Makes the tree of the locked packages and nothing else.
-fn build_locked(
+/// What the mirror offers today, as if it had been locked, in the pool.
+fn resolve(
     making: &Making,
-    lock: &Debian,
-    tree: &Path,
     work: &Path,
     context: &Context,
     transaction: &mut Transaction,
-) -> Result<Cached> {
+) -> Result<Debian> {
     let ui = &context.ui;
     let Making { source, archive, architecture, .. } = making;
-    let environment = &source.profile.environment;
+    ui.step(format!("reading the indexes of {}", names(archive).join(", ")));
+    // Their signatures, with more to say about what is wrong than apt has.
+    let indexes = debian::fetch_indexes(archive, work)?;
+    if archive.security.is_none() && indexes.len() > 1 {
+        ui.warn("no mirror for security updates is known: set environment.security-mirror");
+    }
+    let apt = locked::read_archive(source, archive, architecture, &[], &[], work)?;
+    let (lock, offers) = locked::resolve(source, archive, &apt, false, work)?;
+    ui.step(format!("fetching {} packages from {}", offers.len(), archive.mirror));
+    let pool = locked::pool(&context.layout, &archive.suite, architecture);
+    locked::fill_resolved(&lock, &offers, &pool, &apt, transaction)?;
+    Ok(lock)
+}
+
+/// Sees to it that the locked packages are in the pool.
+fn fetch_locked(
+    making: &Making,
+    lock: &Debian,
+    work: &Path,
+    context: &Context,
+    transaction: &mut Transaction,
+) -> Result<()> {
+    let ui = &context.ui;
+    let Making { source, archive, architecture, .. } = making;
     let pool = locked::pool(&context.layout, &archive.suite, architecture);
     ui.step(format!("looking for {} locked packages in the pool", lock.packages.len()));
     let apt = || {
         ui.step(format!("fetching what it lacks from {}", archive.mirror));
         locked::read_archive(source, archive, architecture, &[], &[], work)
     };
-    locked::fill(lock, source, &pool, making.network, &apt, transaction)?;
-    let repository = locked::publish(lock, &pool, &archive.suite, architecture, work)?;
-
-    ui.step(format!("debootstrapping {} from farmctl.lock", archive.suite));
-    let call = debian::debootstrap_locked(environment, tree, lock.epoch, &repository);
-    let spinner = ui.spinner("debootstrap");
-    debian::run_debootstrap(&call, tree, &repository, |line| spinner.show(line))?;
-    drop(spinner);
-
-    let mut chroot = Chroot::enter(tree, lock.epoch)?;
-    debian::pool::lend(&mut chroot, &repository, &archive.suite)?;
-    let installed = configure(making, chroot, Origin::Lock, context)?;
-    locked::compare_installed(lock, source, &installed)?;
-    Ok(Cached { epoch: lock.epoch, made: node::now(), releases: lock.releases.clone() })
+    locked::fill(lock, source, &pool, making.network, &apt, transaction)
 }
 
-/// Upgrades, installs what the profile asks for, and makes its user; answers what is
-/// installed then.
-fn configure(
-    making: &Making,
-    mut chroot: Chroot,
-    origin: Origin,
-    context: &Context,
-) -> Result<Vec<Package>> {
+/// Makes the tree of packages in the pool, and nothing else.
+fn fill(making: &Making, lock: &Debian, tree: &Path, work: &Path, context: &Context) -> Result<()> {
+    let ui = &context.ui;
+    let Making { source, archive, architecture, .. } = making;
+    let environment = &source.profile.environment;
+    let suite = &archive.suite;
+    let pool = locked::pool(&context.layout, suite, architecture);
+    let repository = locked::publish(lock, &pool, suite, architecture, work)?;
+    let mut chroot;
+    if making.debootstraps {
+        ui.step(format!("debootstrapping {suite}"));
+        let call = debian::debootstrap(environment, tree, lock.epoch, &repository);
+        let spinner = ui.spinner("debootstrap");
+        debian::run_debootstrap(&call, tree, |line| spinner.show(line))?;
+        drop(spinner);
+        chroot = Chroot::enter(tree, lock.epoch)?;
+        pool::lend(&mut chroot, &repository, suite)?;
+    } else {
+        let base = pool::base_files(lock, &repository);
+        ui.step(format!("unpacking the base system of {suite}: {} packages", base.len()));
+        let base = Base::extract(tree, base)?;
+        chroot = Chroot::enter(tree, lock.epoch)?;
+        pool::lend(&mut chroot, &repository, suite)?;
+        ui.step("configuring it");
+        let spinner = ui.spinner("dpkg");
+        base.configure(&chroot, pool::inside, |line| spinner.show(line))?;
+    }
+    let installed = configure(making, chroot, context)?;
+    locked::compare_installed(lock, source, &installed)
+}
+
+/// Installs what the profile asks for and makes its user; answers what is installed then.
+fn configure(making: &Making, mut chroot: Chroot, context: &Context) -> Result<Vec<Package>> {
     let ui = &context.ui;
     let environment: &Environment = &making.source.profile.environment;
     debian::write_sources(&chroot, &making.archive, environment)?;
-    let apt = |arguments: &[&str], what: &str| -> Result<()> {
-        ui.step(what);
-        let spinner = ui.spinner("apt-get");
-        debian::apt_get(&chroot, origin, arguments).run_lines(|line| spinner.show(line))
-    };
-    if origin == Origin::Mirror {
-        apt(&["update"], "reading the archive with updates and security")?;
-        apt(&["full-upgrade"], "upgrading")?;
-    } else {
-        // There is one version of each, so nothing to upgrade.
-        apt(&["update"], "reading the archive of the locked packages")?;
-    }
+    let apt_get = |arguments: &[&str]| debian::apt_get(&chroot, Origin::Lock, arguments);
+    // There is one version of each, so nothing to upgrade.
+    apt_get(&["update"]).run()?;
     let extra = debian::extra_packages(environment);
     if !extra.is_empty() {
         ui.step(format!("installing {}", extra.join(", ")));
         let spinner = ui.spinner("apt-get");
-        let call = debian::apt_get(&chroot, origin, &["install"]).args(&extra);
+        let call = apt_get(&["install"]).args(&extra);
         debian::install(&call, "environment.packages", &|line| spinner.show(line))?;
     }
     if !environment.debs.is_empty() {
@@ -465,13 +493,13 @@ fn configure(
             paths.push(chroot.lend(&making.source.directory.join(deb), &name)?);
         }
         ui.step("installing local packages");
-        let call = debian::apt_get(&chroot, origin, &["install"]).args(&paths);
+        let call = debian::apt_get(&chroot, Origin::Lock, &["install"]).args(&paths);
         debian::install(&call, "environment.debs", &|_| ()).context("installing local packages")?;
     }
     debian::localize(&chroot, environment)?;
     ui.step(format!("making the user {}", environment.user));
     debian::useradd(&chroot, &environment.user).run()?;
-    debian::apt_get(&chroot, origin, &["autoremove", "--purge"]).run()?;
+    debian::apt_get(&chroot, Origin::Lock, &["autoremove", "--purge"]).run()?;
     let installed = debian::installed_packages(&chroot)?;
     chroot.leave()?;
     Ok(installed)

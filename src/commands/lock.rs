@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use super::Context;
-use crate::debian::apt::{Apt, Offer};
+use crate::debian::apt::Apt;
 use crate::debian::{self, Archive, Pool};
 use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
 use crate::locked::{self, Fit, Network};
-use crate::lockfile::{self, Deb, Debian, LockFile, Locked, Phase, Python};
+use crate::lockfile::{self, Deb, Debian, LockFile, Locked, Python};
 use crate::mount;
 use crate::node::{Node, Transaction};
 use crate::plan::Plan;
@@ -254,7 +254,6 @@ impl Locking<'_> {
 
     fn resolve_packages(&self, work: &Path, transaction: &mut Transaction) -> Result<Debian> {
         let ui = &self.context.ui;
-        let environment = &self.source.profile.environment;
         let old = self.old().map(|lock| &lock.debian);
         let stays = |deb: &&Deb| !self.moves.has(&deb.name);
         let kept: Vec<&Deb> = old.iter().flat_map(|old| &old.packages).filter(stays).collect();
@@ -266,29 +265,13 @@ impl Locking<'_> {
             .collect();
         let more = self.kept_archive(&kept, work)?;
         let apt = self.read_archive(&pins, &more, work)?;
-        let releases = apt.releases(&self.archive)?;
         if let Some(old) = old {
-            locked::refuse_older(old, &releases)?;
+            locked::refuse_older(old, &apt.releases(&self.archive)?)?;
         }
         ui.step("resolving the Debian packages");
-        let base = debian::base_packages(environment, &self.archive, &work.join("base"))?;
-        let mut wanted = base.clone();
-        wanted.extend(debian::extra_packages(environment));
-        wanted.extend(locked::own_paths(&self.source)?);
-        let hint = "are all packages of environment.packages and build.packages in one of its \
-                    apt sources, and do those that stay fit? farmctl lock --update";
-        let resolve = |wanted: &[String]| apt.resolve(wanted).hint(hint);
-        let environment = resolve(&wanted)?;
-        wanted.extend(locked::build_packages(&self.source.profile));
-        let all = resolve(&wanted)?;
-        let own = locked::own_packages(&self.source)?;
-        let packages = phases(all, &environment, &base, &own);
-        let epoch = releases.iter().map(|release| release.date).max().unwrap_or_default();
-        let request_sha256 = locked::request(&self.source)?;
-        let lock = Debian { epoch, request_sha256, releases, packages };
+        let (lock, offers) = locked::resolve(&self.source, &self.archive, &apt, true, work)?;
         ui.step(format!("keeping {} packages in the pool", lock.packages.len()));
-        let apt = || Ok(apt.clone());
-        locked::fill(&lock, &self.source, &self.pool, Network::Allowed, &apt, transaction)?;
+        locked::fill_resolved(&lock, &offers, &self.pool, &apt, transaction)?;
         Ok(lock)
     }
 
@@ -468,28 +451,6 @@ impl Locking<'_> {
         }
         Ok(kept.is_ok())
     }
-}
-
-/// What is to be locked of what apt would install: when it is installed, without the
-/// profile's own packages, by name.
-fn phases(all: Vec<Offer>, environment: &[Offer], base: &[String], own: &[String]) -> Vec<Deb> {
-    let mut packages: Vec<Deb> = all
-        .into_iter()
-        .map(|offer| offer.deb)
-        .filter(|deb| !own.contains(&deb.name))
-        .map(|deb| {
-            let phase = if base.contains(&deb.name) {
-                Phase::Base
-            } else if environment.iter().any(|offer| offer.deb.name == deb.name) {
-                Phase::Environment
-            } else {
-                Phase::Build
-            };
-            Deb { phase, ..deb }
-        })
-        .collect();
-    packages.sort();
-    packages
 }
 
 fn file_name(path: &str) -> &str {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -19,7 +20,9 @@ use crate::run::{Invocation, Tool};
 const APT_CACHE: Tool = Tool { name: "apt-cache", package: "apt" };
 const APT_CONFIG: Tool = Tool { name: "apt-config", package: "apt" };
 /// How many packages one call of apt's downloader is given.
-const BATCH: usize = 50;
+const BATCH: usize = 8;
+/// How many of these calls are made at once: each fetches one package after another.
+const DOWNLOADS: usize = 4;
 
 /// A directory with apt's state, its indexes read.
 #[derive(Clone, Debug)]
@@ -237,21 +240,31 @@ impl Apt {
         Ok(parse_stanzas(&outcome.stdout))
     }
 
-    /// Fetches packages into the existing directory `target`. apt's downloader checks
-    /// each hash.
+    /// Fetches packages into the existing directory `target`, several at once. apt's
+    /// downloader checks each hash.
     ///
     /// # Errors
     /// When one cannot be fetched, or is not what the indexes say.
     pub fn fetch(&self, offers: &[Offer], target: &Path) -> Result<()> {
-        for batch in offers.chunks(BATCH) {
-            let mut call = self.call(Invocation::program(APT_HELPER)).arg("download-file");
-            for offer in batch {
-                call = call.arg(&offer.uri).arg(target.join(&offer.deb.file));
-                call = call.arg(format!("SHA256:{}", offer.deb.sha256));
+        let next = AtomicUsize::new(0);
+        let batches: Vec<&[Offer]> = offers.chunks(BATCH).collect();
+        let work = || -> Result<()> {
+            while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let mut call = self.call(Invocation::program(APT_HELPER)).arg("download-file");
+                for offer in *batch {
+                    call = call.arg(&offer.uri).arg(target.join(&offer.deb.file));
+                    call = call.arg(format!("SHA256:{}", offer.deb.sha256));
+                }
+                let fetched = call.run().context("fetching packages");
+                // No other one is begun.
+                fetched.inspect_err(|_| next.store(batches.len(), Ordering::Relaxed))?;
             }
-            call.run().context("fetching packages")?;
-        }
-        Ok(())
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..DOWNLOADS).map(|_| scope.spawn(work)).collect();
+            threads.into_iter().try_for_each(|one| one.join().expect("fetching does not panic"))
+        })
     }
 }
 

@@ -206,31 +206,35 @@ pub fn fetch_indexes(archive: &Archive, work: &Path) -> Result<Vec<InRelease>> {
             "apt-get install debian-archive-keyring",
         );
     }
-    let mut indexes = Vec::new();
-    for (suite, mirror) in archive.suites() {
-        let target = work.join(format!("{suite}_InRelease"));
-        let fetched = download(&format!("{mirror}/dists/{suite}/InRelease"), &target);
-        explain(fetched, &suite, mirror)
-            .with_context(|| format!("fetching the index of {suite} from {mirror}"))?;
-        let plain = work.join(format!("{suite}_Release"));
-        let verified = Invocation::of(&GPGV)
-            .args(["--quiet", "--keyring", KEYRING, "--output"])
-            .args([&plain, &target])
-            .run();
-        explain_signature(verified)
-            .with_context(|| format!("checking the signature of {suite} from {mirror}"))?;
-        let text =
-            fs::read_to_string(&plain).with_context(|| format!("reading {}", plain.display()))?;
-        refuse_expired(&text, jiff::Timestamp::now().as_second())
-            .with_context(|| format!("checking the index of {suite} from {mirror}"))?;
-        let bytes = fs::read(&target).with_context(|| format!("reading {}", target.display()))?;
-        indexes.push(InRelease {
-            suite,
-            sha256: crate::hash::hex(&bytes),
-            date: release_date(&text)?,
-        });
-    }
-    Ok(indexes)
+    let suites = archive.suites();
+    std::thread::scope(|scope| {
+        let fetching: Vec<_> = suites
+            .iter()
+            .map(|(suite, mirror)| scope.spawn(move || fetch_index(suite, mirror, work)))
+            .collect();
+        fetching.into_iter().map(|one| one.join().expect("fetching does not panic")).collect()
+    })
+}
+
+fn fetch_index(suite: &str, mirror: &str, work: &Path) -> Result<InRelease> {
+    let target = work.join(format!("{suite}_InRelease"));
+    let fetched = download(&format!("{mirror}/dists/{suite}/InRelease"), &target);
+    explain(fetched, suite, mirror)
+        .with_context(|| format!("fetching the index of {suite} from {mirror}"))?;
+    let plain = work.join(format!("{suite}_Release"));
+    let verified = Invocation::of(&GPGV)
+        .args(["--quiet", "--keyring", KEYRING, "--output"])
+        .args([&plain, &target])
+        .run();
+    explain_signature(verified)
+        .with_context(|| format!("checking the signature of {suite} from {mirror}"))?;
+    let text =
+        fs::read_to_string(&plain).with_context(|| format!("reading {}", plain.display()))?;
+    refuse_expired(&text, jiff::Timestamp::now().as_second())
+        .with_context(|| format!("checking the index of {suite} from {mirror}"))?;
+    let bytes = fs::read(&target).with_context(|| format!("reading {}", target.display()))?;
+    let sha256 = crate::hash::hex(&bytes);
+    Ok(InRelease { suite: suite.to_owned(), sha256, date: release_date(&text)? })
 }
 
 /// What to do about an index that could not be fetched: apt-helper says why in words.

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 
 use super::DPKG;
+use super::unpack::MERGED;
 use crate::chroot::Chroot;
 use crate::file;
 use crate::manifest::Package;
@@ -83,10 +84,8 @@ impl Ownership {
     /// When a list cannot be read.
     pub fn read(tree: &Path) -> Result<Self> {
         let info = tree.join("var/lib/dpkg/info");
-        let merged: Vec<&str> = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"]
-            .into_iter()
-            .filter(|name| tree.join(name).is_symlink())
-            .collect();
+        let merged: Vec<&str> =
+            MERGED.into_iter().filter(|name| tree.join(name).is_symlink()).collect();
         let mut owners = HashMap::new();
         for name in file::names_in(&info)? {
             let Some(package) = name.strip_suffix(".list") else { continue };

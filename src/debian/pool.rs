@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::apt::{Apt, refuse_moved};
+use super::apt::{Apt, Offer};
+use super::deb;
 use super::installed::DPKG_DEB;
 use crate::chroot::{BORROWED, Chroot};
 use crate::error::refuse;
@@ -14,6 +15,8 @@ use crate::file;
 use crate::lockfile::{Deb, Debian, Phase};
 use crate::run::{Invocation, check_interrupted};
 
+/// Where an archive made of a pool's packages has them.
+const POOL: &str = "pool";
 /// Name of the archive inside, beneath [`BORROWED`].
 const REPOSITORY: &str = "repository";
 /// How many packages an error names before it counts the rest.
@@ -54,13 +57,11 @@ impl Pool {
     /// here before its hash was checked.
     ///
     /// # Errors
-    /// When one is not offered any more, or cannot be fetched.
-    pub fn fetch(&self, missing: &[&Deb], apt: &Apt, work: &Path, hint: &str) -> Result<()> {
-        let (offers, moved) = apt.find(missing)?;
-        refuse_moved(&moved, hint)?;
-        apt.fetch(&offers, work)?;
-        for offer in offers {
-            let (from, to) = (work.join(&offer.deb.file), self.directory.join(&offer.deb.file));
+    /// When one cannot be fetched.
+    pub fn fetch(&self, offers: &[Offer], apt: &Apt, work: &Path) -> Result<()> {
+        apt.fetch(offers, work)?;
+        for Offer { deb, .. } in offers {
+            let (from, to) = (work.join(&deb.file), self.directory.join(&deb.file));
             fs::rename(&from, &to).with_context(|| format!("keeping {}", to.display()))?;
         }
         Ok(())
@@ -84,7 +85,7 @@ impl Pool {
         architecture: &str,
         target: &Path,
     ) -> Result<()> {
-        let pool = target.join("pool");
+        let pool = target.join(POOL);
         let index = target.join(format!("dists/{suite}/main/binary-{architecture}"));
         for directory in [&pool, &index] {
             file::make_directory(directory, 0o755)?;
@@ -98,8 +99,7 @@ impl Pool {
             fs::hard_link(&path, &link)
                 .or_else(|_| fs::copy(&path, &link).map(drop))
                 .with_context(|| format!("taking {}", path.display()))?;
-            let control = Invocation::of(&DPKG_DEB).arg("--field").arg(&link).output()?;
-            packages += &stanza(deb, &control);
+            packages += &stanza(deb, &control(&link)?);
         }
         let write = |path: PathBuf, text: &str| {
             fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
@@ -136,6 +136,15 @@ pub fn refuse_missing(missing: &[&Deb], hint: &str) -> Result<()> {
     refuse(format_args!("the pool lacks {}{more}", names.join(", ")), hint)
 }
 
+/// What a package says of itself.
+fn control(file: &Path) -> Result<String> {
+    if let Ok(control) = deb::control(file) {
+        return Ok(control.text("control")?.to_owned());
+    }
+    // Compressed otherwise, as others' may be.
+    Invocation::of(&DPKG_DEB).arg("--field").arg(file).output()
+}
+
 /// A package's stanza in the index: debootstrap installs what is required first, and that
 /// is what it installed when the lock was made.
 fn stanza(deb: &Deb, control: &str) -> String {
@@ -155,7 +164,7 @@ fn stanza(deb: &Deb, control: &str) -> String {
     let Deb { size, sha256, .. } = deb;
     let file = published(deb);
     text + &format!(
-        "Priority: {priority}\nFilename: pool/{file}\nSize: {size}\nSHA256: {sha256}\n\n"
+        "Priority: {priority}\nFilename: {POOL}/{file}\nSize: {size}\nSHA256: {sha256}\n\n"
     )
 }
 
@@ -164,6 +173,20 @@ fn stanza(deb: &Deb, control: &str) -> String {
 fn published(deb: &Deb) -> String {
     let version = deb.version.split_once(':').map_or(deb.version.as_str(), |(_, rest)| rest);
     format!("{}_{version}_{}.deb", deb.name, deb.architecture)
+}
+
+/// Where the packages of the base system are in the archive in `directory`.
+#[must_use]
+pub fn base_files(lock: &Debian, directory: &Path) -> Vec<PathBuf> {
+    let base = lock.packages.iter().filter(|deb| deb.phase == Phase::Base);
+    base.map(|deb| directory.join(POOL).join(published(deb))).collect()
+}
+
+/// Where a package of the archive is once that is lent to a tree.
+#[must_use]
+pub fn inside(file: &Path) -> String {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    format!("{BORROWED}/{REPOSITORY}/{POOL}/{name}")
 }
 
 /// Where apt inside takes packages from.

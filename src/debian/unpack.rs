@@ -1,0 +1,428 @@
+//! A Debian base system out of its packages: what debootstrap makes, quicker.
+//!
+//! debootstrap unpacks every package twice, one after another: with tar, for there is no dpkg
+//! yet, and with dpkg, for its database. Here they are extracted side by side, once, entered
+//! into the database as unpacked (deb(5), dpkg(1) "Package states"), and their preinsts run,
+//! which find what they find under debootstrap. Those interested in triggers have more to be
+//! entered and are left to the tree's own dpkg, which then configures all. debootstrap stays
+//! the reference: tests/environment.rs compares.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tar::{Entry, EntryType};
+
+use super::deb::{self, Control};
+use super::{Archive, write_build_settings};
+use crate::chroot::Chroot;
+use crate::error::Mark as _;
+use crate::file;
+use crate::profile::Environment;
+use crate::run::check_interrupted;
+use crate::storage;
+
+/// Suites whose base systems are known to come out as debootstrap's.
+const SUITES: [&str; 2] = ["bookworm", "trixie"];
+/// Top-level directories that are links to those of the same name in /usr.
+pub(super) const MERGED: [&str; 7] = ["bin", "lib", "lib32", "lib64", "libo32", "libx32", "sbin"];
+/// Configured before all others, which take for granted what they make: /etc/passwd, /root,
+/// awk. debootstrap does it likewise.
+const FIRST: [&str; 3] = ["base-passwd", "mawk", "base-files"];
+/// The trigger that may be activated here with nobody listening: configuring libc-bin, which
+/// comes after all unpacking, runs ldconfig anyway.
+const LDCONFIG: &str = "ldconfig";
+/// dpkg's files of packages, beneath a tree.
+const INFO: &str = "var/lib/dpkg/info";
+/// Where dpkg has those of the package it is unpacking, inside.
+const UNPACKING: &str = "/var/lib/dpkg/tmp.ci";
+/// The script that runs before a package is unpacked.
+const PREINST: &str = "preinst";
+
+/// Whether an environment's base system can be unpacked this way. What it asks of debootstrap
+/// itself is left to debootstrap.
+#[must_use]
+pub fn fits(environment: &Environment) -> bool {
+    SUITES.contains(&environment.suite.as_str())
+        && environment.include.is_empty()
+        && environment.exclude.is_empty()
+}
+
+/// What apt is asked for to get the base system debootstrap would make (its minbase variant).
+#[must_use]
+pub fn wanted(archive: &Archive) -> Vec<String> {
+    let mut wanted = vec!["?essential", "?priority(required)", "apt"];
+    // Else apt takes usrmerge, which moves files of a running system.
+    if archive.suite == "bookworm" {
+        wanted.push("usr-is-merged");
+    }
+    if archive.mirror.starts_with("https:") {
+        wanted.push("ca-certificates");
+    }
+    wanted.into_iter().map(str::to_owned).collect()
+}
+
+/// A base system whose packages are extracted.
+#[derive(Debug)]
+pub struct Base {
+    /// Those dpkg takes for unpacked.
+    entered: Vec<Unpacked>,
+    /// Those that dpkg itself has to unpack, with their files.
+    left: Vec<(PathBuf, Unpacked)>,
+}
+
+impl Base {
+    /// Extracts packages into the empty directory `tree`.
+    ///
+    /// # Errors
+    /// When one is no package of Debian's, or there is no room.
+    pub fn extract(tree: &Path, mut debs: Vec<PathBuf>) -> Result<Self> {
+        // What it says of a directory counts, and others are only in it.
+        debs.sort_by_cached_key(|deb| (!is_base_files(deb), deb.clone()));
+        for directory in ["usr", INFO, "var/lib/dpkg/updates"] {
+            file::make_directory(&tree.join(directory), 0o755)?;
+        }
+        let extracted = extract_all(tree, &debs)?;
+        settle_directories(tree, &extracted)?;
+        link_merged(tree, &extracted)?;
+        let mut base = Self { entered: Vec::new(), left: Vec::new() };
+        for (deb, package) in debs.into_iter().zip(extracted) {
+            if package.is_interested() {
+                package.withdraw_conffiles(tree)?;
+                base.left.push((deb, package));
+            } else {
+                package.enter(tree).with_context(|| format!("entering {}", deb.display()))?;
+                base.entered.push(package);
+            }
+        }
+        base.complete(tree)?;
+        Ok(base)
+    }
+
+    /// Writes dpkg's status, and what debootstrap makes besides.
+    fn complete(&self, tree: &Path) -> Result<()> {
+        let status: Result<String> = self.entered.iter().map(Unpacked::stanza).collect();
+        for (path, text) in [
+            ("var/lib/dpkg/status", status?.as_str()),
+            ("var/lib/dpkg/info/format", "1\n"),
+            ("var/lib/dpkg/available", ""),
+            ("var/lib/dpkg/cmethopt", "apt apt\n"),
+            ("etc/fstab", "# UNCONFIGURED FSTAB FOR BASE SYSTEM\n"),
+        ] {
+            let path = tree.join(path);
+            fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        }
+        let localtime = tree.join("etc/localtime");
+        symlink("/usr/share/zoneinfo/UTC", &localtime).context("linking /etc/localtime")
+    }
+
+    /// Has the tree's dpkg unpack what is left, files inside by `inside`, and configure all.
+    ///
+    /// # Errors
+    /// When a package cannot be, with the last lines.
+    pub fn configure(
+        &self,
+        chroot: &Chroot,
+        inside: impl Fn(&Path) -> String,
+        line: impl FnMut(&str),
+    ) -> Result<()> {
+        write_build_settings(chroot.tree())?;
+        let hint = "-vv shows all that was printed; does bootstrap --debootstrap get further?";
+        let line = RefCell::new(line);
+        let dpkg = |options: &[&str], what: &[String]| {
+            let call = chroot.call("dpkg").arg("--force-depends").args(options).args(what);
+            call.run_lines(|text| line.borrow_mut()(text)).hint(hint)
+        };
+        let unpack = |which: &dyn Fn(&Unpacked) -> bool| {
+            let mut entered = self.entered.iter().filter(|one| which(one));
+            entered.try_for_each(|one| one.prepare(chroot)).hint(hint)?;
+            let left = self.left.iter().filter(|(_, one)| which(one));
+            let files: Vec<String> = left.map(|(deb, _)| inside(deb)).collect();
+            if files.is_empty() { Ok(()) } else { dpkg(&["--unpack"], &files) }
+        };
+        unpack(&|one| one.is_first())?;
+        dpkg(&["--configure"], &FIRST.map(str::to_owned))?;
+        unpack(&|one| !one.is_first())?;
+        dpkg(&["--force-configure-any", "--configure", "--pending"], &[])
+    }
+}
+
+fn is_base_files(deb: &Path) -> bool {
+    deb.file_name().is_some_and(|name| name.to_string_lossy().starts_with("base-files_"))
+}
+
+/// Extracts packages, as many at once as there are processors.
+fn extract_all(tree: &Path, debs: &[PathBuf]) -> Result<Vec<Unpacked>> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let extracted = Mutex::new(Vec::new());
+    let work = || -> Result<()> {
+        while let Some(deb) = debs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            check_interrupted()?;
+            let one = extract(tree, deb).with_context(|| format!("unpacking {}", deb.display()));
+            // No other one is begun.
+            let one = one.inspect_err(|_| next.store(debs.len(), Ordering::Relaxed))?;
+            extracted.lock().expect("no holder of it panics").push((deb, one));
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|one| one.join().expect("extracting does not panic"))
+    })?;
+    let mut extracted = extracted.into_inner().expect("no holder of it panics");
+    extracted.sort_by_key(|(deb, _)| debs.iter().position(|one| one == *deb));
+    Ok(extracted.into_iter().map(|(_, one)| one).collect())
+}
+
+/// A directory as a package has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Owned {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+/// A package whose files are in the tree.
+#[derive(Debug, Default)]
+struct Unpacked {
+    control: Control,
+    /// Its paths as dpkg lists them.
+    list: String,
+    directories: BTreeMap<PathBuf, Owned>,
+    /// Those of [`MERGED`] it has something in.
+    merged: BTreeSet<&'static str>,
+}
+
+fn extract(tree: &Path, deb: &Path) -> Result<Unpacked> {
+    let mut package = Unpacked { control: deb::control(deb)?, ..Unpacked::default() };
+    deb::read(deb, "data", |archive| package.extract(tree, archive))?;
+    Ok(package)
+}
+
+impl Unpacked {
+    /// Whether it waits for a trigger, or activates one that others wait for.
+    fn is_interested(&self) -> bool {
+        let triggers = self.control.text("triggers").unwrap_or("interest unknown");
+        let mut directives = triggers.lines().filter(|line| {
+            let line = line.trim_start();
+            !line.is_empty() && !line.starts_with('#')
+        });
+        directives.any(|line| {
+            let mut words = line.split_whitespace();
+            !words.next().is_some_and(|word| word.starts_with("activate"))
+                || words.next() != Some(LDCONFIG)
+        })
+    }
+
+    fn extract(&mut self, tree: &Path, archive: &mut dyn Read) -> Result<()> {
+        let mut archive = tar::Archive::new(archive);
+        archive.set_preserve_permissions(true);
+        archive.set_preserve_ownerships(true);
+        archive.set_overwrite(false);
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let path = entry.path()?.into_owned();
+            self.add(tree, &mut entry).with_context(|| format!("extracting {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, tree: &Path, entry: &mut Entry<'_, &mut dyn Read>) -> Result<()> {
+        let named = entry.path()?.into_owned();
+        let named = named.to_str().context("it is not UTF-8")?;
+        let named = named.trim_start_matches("./").trim_end_matches('/');
+        self.list += if named.is_empty() || named == "." { "/." } else { "/" };
+        self.list += if named == "." { "" } else { named };
+        self.list.push('\n');
+        if named.is_empty() || named == "." {
+            return Ok(());
+        }
+        let path = self.place(named)?;
+        let target = tree.join(&path);
+        let header = entry.header();
+        match header.entry_type() {
+            EntryType::Directory => {
+                let owned = Owned {
+                    mode: header.mode()?,
+                    uid: u32::try_from(header.uid()?)?,
+                    gid: u32::try_from(header.gid()?)?,
+                };
+                // Several packages have it, and at once.
+                match fs::create_dir(&target) {
+                    Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                        let known = fs::symlink_metadata(&target)?;
+                        ensure!(known.is_dir(), "another package has it, as no directory");
+                    }
+                    made => made?,
+                }
+                self.directories.insert(path, owned);
+            }
+            // Links of a merged /usr are where they say, not where they lead.
+            EntryType::Symlink if MERGED.contains(&named) => {
+                entry.unpack(tree.join(named))?;
+            }
+            EntryType::Regular | EntryType::Symlink => {
+                entry.unpack(&target)?;
+            }
+            EntryType::Link => {
+                let source = entry.link_name()?.context("it is a link to nothing")?;
+                let source = source.to_str().context("it is a link to what is not UTF-8")?;
+                let source = self.place(source.trim_start_matches("./"))?;
+                fs::hard_link(tree.join(source), &target)?;
+            }
+            other => bail!("it is of the kind {other:?}"),
+        }
+        Ok(())
+    }
+
+    /// Where a path of the package's is, with a merged /usr. What is above it is a directory
+    /// of the same package: nothing is written through a link.
+    fn place(&mut self, named: &str) -> Result<PathBuf> {
+        ensure!(
+            named.split('/').all(|part| !matches!(part, "" | "." | "..")),
+            "it is no plain path"
+        );
+        let first = named.split('/').next().unwrap_or_default();
+        let path = match MERGED.into_iter().find(|merged| *merged == first) {
+            Some(merged) => {
+                self.merged.insert(merged);
+                Path::new("usr").join(named)
+            }
+            None => PathBuf::from(named),
+        };
+        let above = path.parent().unwrap_or(Path::new(""));
+        let is_known = [Path::new(""), Path::new("usr")].contains(&above)
+            || self.directories.contains_key(above);
+        ensure!(is_known, "the package does not have the directory it is in");
+        Ok(path)
+    }
+
+    /// Its configuration files, without a slash in front.
+    fn conffiles(&self) -> Result<Vec<&str>> {
+        // A flag may stand before a path: of a file that is to go.
+        let lines = self.control.text("conffiles")?.lines();
+        Ok(lines.filter_map(|line| line.trim().strip_prefix('/')).collect())
+    }
+
+    /// Enters it into dpkg's database, and has its configuration files where dpkg looks for new
+    /// ones when it configures, too.
+    fn enter(&self, tree: &Path) -> Result<()> {
+        let info = tree.join(INFO);
+        let name = self.info_name()?;
+        self.control.write(&info, |kind| (kind != "control").then(|| format!("{name}.{kind}")))?;
+        fs::write(info.join(format!("{name}.list")), &self.list)?;
+        for path in self.conffiles()? {
+            let path = tree.join(path);
+            let mut new = path.clone().into_os_string();
+            new.push(".dpkg-new");
+            // What is configured earlier finds them, as it does under debootstrap.
+            fs::copy(&path, new).with_context(|| format!("copying {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Removes its configuration files: dpkg would take them for the administrator's.
+    fn withdraw_conffiles(&self, tree: &Path) -> Result<()> {
+        self.conffiles()?.into_iter().try_for_each(|path| file::remove_if_there(&tree.join(path)))
+    }
+
+    fn name(&self) -> Result<&str> {
+        self.control.field("Package")?.context("it has no name")
+    }
+
+    fn is_first(&self) -> bool {
+        self.name().is_ok_and(|name| FIRST.contains(&name))
+    }
+
+    fn architecture(&self) -> Result<&str> {
+        self.control.field("Architecture")?.context("it has no architecture")
+    }
+
+    /// What its files in dpkg's database are called.
+    fn info_name(&self) -> Result<String> {
+        if self.control.field("Multi-Arch")? != Some("same") {
+            return Ok(self.name()?.to_owned());
+        }
+        Ok(format!("{}:{}", self.name()?, self.architecture()?))
+    }
+
+    /// Runs its preinst, as dpkg does (deb-preinst(5), dpkg(1) "ENVIRONMENT").
+    fn prepare(&self, chroot: &Chroot) -> Result<()> {
+        if !self.control.has(PREINST) {
+            return Ok(());
+        }
+        // debconf takes the package's name from there (Debconf::Frontend).
+        let place = chroot.outside(UNPACKING);
+        file::make_directory(&place, 0o755)?;
+        self.control.write(&place, |name| Some(name.to_owned()))?;
+        chroot
+            .call(&format!("{UNPACKING}/{PREINST}"))
+            .arg("install")
+            .env("DPKG_ADMINDIR", "/var/lib/dpkg")
+            .env("DPKG_MAINTSCRIPT_ARCH", self.architecture()?)
+            .env("DPKG_MAINTSCRIPT_NAME", PREINST)
+            .env("DPKG_MAINTSCRIPT_PACKAGE", self.name()?)
+            .env("DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT", "1")
+            .env("DPKG_ROOT", "")
+            .named(format!("{} of {}", PREINST, self.name()?))
+            .run()?;
+        storage::remove_tree(&place)
+    }
+
+    /// Its entry in dpkg's status file.
+    fn stanza(&self) -> Result<String> {
+        let mut text = "Status: install ok unpacked\n".to_owned();
+        text += self.control.text("control")?.trim_end();
+        text.push('\n');
+        let conffiles = self.conffiles()?;
+        if !conffiles.is_empty() {
+            text += "Conffiles:\n";
+            for path in conffiles {
+                text += &format!(" /{path} newconffile\n");
+            }
+        }
+        text.push('\n');
+        Ok(text)
+    }
+}
+
+/// Makes the links of a merged /usr.
+fn link_merged(tree: &Path, packages: &[Unpacked]) -> Result<()> {
+    let merged: BTreeSet<&str> =
+        packages.iter().flat_map(|one| one.merged.iter().copied()).collect();
+    for name in merged {
+        let link = tree.join(name);
+        // A newer base-files has it of its own.
+        if !link.is_symlink() {
+            symlink(format!("usr/{name}"), &link)
+                .with_context(|| format!("linking {}", link.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives directories owner and mode: what the first package says that has it, as with dpkg.
+fn settle_directories(tree: &Path, packages: &[Unpacked]) -> Result<()> {
+    let mut settled = BTreeMap::new();
+    for package in packages {
+        for (path, owned) in &package.directories {
+            settled.entry(path).or_insert(*owned);
+        }
+    }
+    for (path, owned) in settled {
+        let path = tree.join(path);
+        chown(&path, Some(owned.uid), Some(owned.gid))
+            .and_then(|()| {
+                fs::set_permissions(&path, fs::Permissions::from_mode(owned.mode & 0o7777))
+            })
+            .with_context(|| format!("settling {}", path.display()))?;
+    }
+    Ok(())
+}
