@@ -328,7 +328,8 @@ fn parse_uris(text: &str) -> Result<Vec<Offer>> {
     let mut offers = Vec::new();
     for line in text.lines().filter(|line| line.starts_with('\'')) {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [uri, file, size, hash] = words[..] else { bail!("apt printed {line:?}") };
+        // What is local has no hash.
+        let [uri, file, size, ref hash @ ..] = words[..] else { bail!("apt printed {line:?}") };
         let uri = uri.trim_matches('\'');
         let Some((name, version, architecture)) = Deb::parse_file_name(file) else {
             bail!("{file:?} is not the name of a package's file")
@@ -338,7 +339,8 @@ fn parse_uris(text: &str) -> Result<Vec<Offer>> {
             continue;
         }
         let sha256 = hash
-            .strip_prefix("SHA256:")
+            .first()
+            .and_then(|hash| hash.strip_prefix("SHA256:"))
             .with_context(|| format!("{file} has no SHA-256 in its index"))?;
         let deb = Deb {
             name,
@@ -401,7 +403,7 @@ mod tests {
     fn printed_addresses_become_packages() {
         let text = "Reading package lists...\n\
             'http://mirror.example/debian/pool/main/b/b/b_1%253a2-1%2bb1_amd64.deb' b_1%3a2-1+b1_amd64.deb 37596 SHA256:ab\n\
-            'file:/srv/local_1_all.deb' local_1_all.deb 5 SHA256:cd\n";
+            'file:/srv/local_1_all.deb' local_1_all.deb 5 \n";
         let offers = parse_uris(text).expect("apt printed it");
         assert_eq!(offers.len(), 1);
         let deb = &offers[0].deb;

@@ -133,15 +133,14 @@ impl Base {
         line: impl FnMut(&str),
     ) -> Result<()> {
         write_build_settings(chroot.tree())?;
-        let hint = "-vv shows all that was printed; does bootstrap --debootstrap get further?";
         let line = RefCell::new(line);
         let dpkg = |options: &[&str], what: &[String]| {
             let call = chroot.call("dpkg").arg("--force-depends").args(options).args(what);
-            call.run_lines(|text| line.borrow_mut()(text)).hint(hint)
+            explain(call.run_lines(|text| line.borrow_mut()(text)))
         };
         let unpack = |which: &dyn Fn(&Unpacked) -> bool| {
             let mut entered = self.entered.iter().filter(|one| which(one));
-            entered.try_for_each(|one| one.prepare(chroot)).hint(hint)?;
+            explain(entered.try_for_each(|one| one.prepare(chroot)))?;
             let left = self.left.iter().filter(|(_, one)| which(one));
             let files: Vec<String> = left.map(|(deb, _)| inside(deb)).collect();
             if files.is_empty() { Ok(()) } else { dpkg(&["--unpack"], &files) }
@@ -151,6 +150,13 @@ impl Base {
         unpack(&|one| !one.is_first())?;
         dpkg(&["--force-configure-any", "--configure", "--pending"], &[])
     }
+}
+
+/// What to do when a package cannot be unpacked or configured.
+fn explain(outcome: Result<()>) -> Result<()> {
+    let Err(error) = outcome else { return Ok(()) };
+    check_interrupted()?;
+    Err(error).hint("-vv shows all that was printed; does bootstrap --debootstrap get further?")
 }
 
 fn is_base_files(deb: &Path) -> bool {
