@@ -284,7 +284,8 @@ pub fn fill(
     fetch(&offers, pool, &apt, transaction)
 }
 
-/// Sees to it that every package that was just resolved is in the pool.
+/// Sees to it that every package that was just resolved is in the pool; `say` hears how many
+/// are fetched, if any.
 ///
 /// # Errors
 /// When one cannot be fetched.
@@ -294,17 +295,19 @@ pub fn fill_resolved(
     pool: &Pool,
     apt: &Apt,
     transaction: &mut Transaction,
+    say: &dyn Fn(usize),
 ) -> Result<()> {
     let missing = pool.missing(lock.packages.iter())?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    say(missing.len());
     let is_missing = |offer: &&Offer| missing.iter().any(|deb| deb.file == offer.deb.file);
     let offers: Vec<Offer> = offers.iter().filter(is_missing).cloned().collect();
     fetch(&offers, pool, apt, transaction)
 }
 
 fn fetch(offers: &[Offer], pool: &Pool, apt: &Apt, transaction: &mut Transaction) -> Result<()> {
-    if offers.is_empty() {
-        return Ok(());
-    }
     let fetched = pool.work(transaction.id());
     transaction.intend(Object::Path { path: fetched.clone() })?;
     file::make_directory(&fetched, 0o755)?;

@@ -415,9 +415,9 @@ fn resolve(
     }
     let apt = locked::read_archive(source, archive, architecture, &[], &[], work)?;
     let (lock, offers) = locked::resolve(source, archive, &apt, false, work)?;
-    ui.step(format!("fetching {} packages from {}", offers.len(), archive.mirror));
     let pool = locked::pool(&context.layout, &archive.suite, architecture);
-    locked::fill_resolved(&lock, &offers, &pool, &apt, transaction)?;
+    let say = |count| ui.step(format!("fetching {count} packages from {}", archive.mirror));
+    locked::fill_resolved(&lock, &offers, &pool, &apt, transaction, &say)?;
     Ok(lock)
 }
 

@@ -271,7 +271,7 @@ impl Locking<'_> {
         ui.step("resolving the Debian packages");
         let (lock, offers) = locked::resolve(&self.source, &self.archive, &apt, true, work)?;
         ui.step(format!("keeping {} packages in the pool", lock.packages.len()));
-        locked::fill_resolved(&lock, &offers, &self.pool, &apt, transaction)?;
+        locked::fill_resolved(&lock, &offers, &self.pool, &apt, transaction, &|_| ())?;
         Ok(lock)
     }
 
