@@ -828,6 +828,7 @@ fn every_help_fits_eighty_columns_and_ends_with_an_example() {
             "stop",
             "restart",
             "reload",
+            "dev",
             "upgrade",
             "rollback",
             "confirm",
