@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | face | `main`, [`cli`], [`ui`] | words in, words out |
 //! | recipes | [`commands`], one file per verb | each reads like a recipe |
-//! | hands | [`run`] [`mount`] [`mod@file`] [`input`] [`hash`] [`process`] [`place`] [`machine`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`locked`] [`stage`] [`tarball`] [`signature`] [`trust`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`ready`] [`mod@log`] [`front`] [`serve`] [`switch`] [`history`] [`node`] [`revise`] [`watch`] [`undo`] | touch the system, print nothing |
+//! | hands | [`run`] [`parallel`] [`mount`] [`mod@file`] [`input`] [`hash`] [`process`] [`place`] [`machine`] [`inside`] [`storage`] [`chroot`] [`debian`] [`python`] [`git`] [`source`] [`locked`] [`stage`] [`tarball`] [`signature`] [`trust`] [`account`] [`secret`] [`schroot`] [`session`] [`supervise`] [`probe`] [`ready`] [`mod@log`] [`front`] [`serve`] [`switch`] [`history`] [`node`] [`revise`] [`watch`] [`undo`] | touch the system, print nothing |
 //! | plans | [`profile`] [`project`] [`mod@reference`] [`template`] [`start_script`] [`lockfile`] [`manifest`] [`kept`] [`edit`] [`mod@diff`] [`sbom`] [`sizes`] [`release`] [`layout`] [`plan`] [`settings`] [`size`] | pure values: no file system, no process, no clock |
 //!
 //! [`error`] lies under all floors: every floor raises errors. `tests/house.rs` keeps
@@ -59,6 +59,7 @@ pub mod machine;
 pub mod manifest;
 pub mod mount;
 pub mod node;
+pub mod parallel;
 pub mod place;
 pub mod plan;
 pub mod probe;

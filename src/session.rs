@@ -19,6 +19,7 @@ use crate::layout::{self, Layout, PROJECT_RUN, SOCKETS_INSIDE};
 use crate::manifest::{FileIndex, Manifest};
 use crate::mount::{self, Mount};
 use crate::node::{Node, Object, Transaction};
+use crate::parallel;
 use crate::probe::WEB_USER;
 use crate::release::{App, Release, Session};
 use crate::run::quote;
@@ -536,7 +537,7 @@ fn render_env(manifest: &Manifest, session: &str) -> String {
 /// Renders the profile's files again, with the session's values.
 fn write_files(inside: &Inside, manifest: &Manifest, session: &str) -> Result<()> {
     let profile = &manifest.profile;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = parallel::processors();
     let workers = u32::try_from(2 * cores + 1).unwrap_or(u32::MAX);
     let mut values = Values::of(profile).with_workers(workers);
     for process in &profile.processes {

@@ -6,8 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 const FACE: [&str; 3] = ["main", "cli", "ui"];
-const HANDS: [&str; 36] = [
+const HANDS: [&str; 37] = [
     "run",
+    "parallel",
     "mount",
     "file",
     "input",

@@ -22,6 +22,7 @@ use crate::locked::{self, Fit, Network};
 use crate::lockfile::{Debian, Python};
 use crate::manifest::{self, Hashed, Inputs, Manifest, Owner, Payload};
 use crate::node::{Node, Object, Transaction};
+use crate::parallel;
 use crate::profile::{Profile, When};
 use crate::python::{self, Choice};
 use crate::release::EnvironmentRecord;
@@ -292,7 +293,7 @@ fn pack(
     let scan = scan(tree, &baking.source.profile, baking.environment.epoch, ui)?;
     let part = baking.out.with_extension("xz.part");
     transaction.intend(Object::Path { path: part.clone() })?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = parallel::processors();
     ui.step(format!("packing {} with {threads} threads", ui::size(scan.content)));
     let meter = ui.meter("compressing");
     let cache = SegmentCache::at(node.layout().segments());

@@ -15,6 +15,7 @@ use crate::front;
 use crate::layout;
 use crate::manifest::{FileIndex, Manifest};
 use crate::node::{self, Node, Object, Transaction};
+use crate::parallel;
 use crate::plan::Plan;
 use crate::release::{App, Release};
 use crate::run;
@@ -217,8 +218,9 @@ impl Incoming {
                 storage.create(&volume, *size, &mark)?;
                 let tree = storage.open(&volume, Access::ReadWrite)?;
                 ui.step(format!("unpacking {}", ui::size(manifest.payload.content)));
-                let unpacked =
-                    with_meter(ui, &|progress| archive.extract(tree.path(), threads(), progress));
+                let unpacked = with_meter(ui, &|progress| {
+                    archive.extract(tree.path(), parallel::processors(), progress)
+                });
                 unpacked.hint(super::DAMAGED)?;
                 tree
             }
@@ -321,14 +323,9 @@ impl Earlier {
         ));
         storage.fork(&self.release.volume, volume, mark)?;
         let tree = storage.open(volume, Access::ReadWrite)?;
-        with_meter(ui, &|progress| patch.apply(tree.path(), threads(), progress))?;
+        with_meter(ui, &|progress| patch.apply(tree.path(), parallel::processors(), progress))?;
         Ok(tree)
     }
-}
-
-/// As many as the machine has processors.
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Shows how far the work is, and has a signal end it.

@@ -9,6 +9,7 @@ use super::{Context, SigningKey};
 use crate::error::{Exit, Mark as _};
 use crate::file;
 use crate::node::Object;
+use crate::parallel;
 use crate::run;
 use crate::signature::{SecretKey, Signature};
 use crate::tarball::Archive;
@@ -39,7 +40,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.ui.already(format!("{what} is signed by {} already", key.public().id()));
         return Ok(Exit::Done);
     }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = parallel::processors();
     let meter = context.ui.meter("verifying");
     // A signature says that this is what was baked: not before it was looked at.
     let verified = archive.verify(threads, &|done, all| {

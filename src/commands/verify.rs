@@ -17,6 +17,7 @@ use crate::locked::Network;
 use crate::manifest::{FileIndex, Manifest, Owner};
 use crate::mount;
 use crate::node::Object;
+use crate::parallel;
 use crate::run;
 use crate::schroot;
 use crate::session;
@@ -107,7 +108,7 @@ fn verify_file(path: &Path, context: &Context) -> Result<Exit> {
         let archive = Archive::open(path)?;
         let standing = trust::require(&keys, archive.manifest_bytes(), archive.signature())
             .with_context(|| format!("verifying {}", path.display()))?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = parallel::processors();
         let meter = context.ui.meter("verifying");
         archive.verify(threads, &|done, all| {
             meter.set(done, all);

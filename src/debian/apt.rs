@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -15,6 +14,7 @@ use crate::file;
 use crate::lockfile::{Deb, Phase};
 use crate::machine::{self, APT_GET};
 use crate::manifest::InRelease;
+use crate::parallel;
 use crate::run::{Invocation, Tool};
 
 const APT_CACHE: Tool = Tool { name: "apt-cache", package: "apt" };
@@ -246,25 +246,16 @@ impl Apt {
     /// # Errors
     /// When one cannot be fetched, or is not what the indexes say.
     pub fn fetch(&self, offers: &[Offer], target: &Path) -> Result<()> {
-        let next = AtomicUsize::new(0);
         let batches: Vec<&[Offer]> = offers.chunks(BATCH).collect();
-        let work = || -> Result<()> {
-            while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let mut call = self.call(Invocation::program(APT_HELPER)).arg("download-file");
-                for offer in *batch {
-                    call = call.arg(&offer.uri).arg(target.join(&offer.deb.file));
-                    call = call.arg(format!("SHA256:{}", offer.deb.sha256));
-                }
-                let fetched = call.run().context("fetching packages");
-                // No other one is begun.
-                fetched.inspect_err(|_| next.store(batches.len(), Ordering::Relaxed))?;
+        parallel::each(&batches, DOWNLOADS, |batch| {
+            let mut call = self.call(Invocation::program(APT_HELPER)).arg("download-file");
+            for offer in *batch {
+                call = call.arg(&offer.uri).arg(target.join(&offer.deb.file));
+                call = call.arg(format!("SHA256:{}", offer.deb.sha256));
             }
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..DOWNLOADS).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().try_for_each(|one| one.join().expect("fetching does not panic"))
-        })
+            call.run().context("fetching packages")
+        })?;
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use crate::error::{Mark as _, refuse};
 use crate::file;
 use crate::machine::{self, APT_GET};
 use crate::manifest::InRelease;
+use crate::parallel;
 use crate::profile::Environment;
 use crate::run::Invocation;
 
@@ -207,13 +208,7 @@ pub fn fetch_indexes(archive: &Archive, work: &Path) -> Result<Vec<InRelease>> {
         );
     }
     let suites = archive.suites();
-    std::thread::scope(|scope| {
-        let fetching: Vec<_> = suites
-            .iter()
-            .map(|(suite, mirror)| scope.spawn(move || fetch_index(suite, mirror, work)))
-            .collect();
-        fetching.into_iter().map(|one| one.join().expect("fetching does not panic")).collect()
-    })
+    parallel::each(&suites, suites.len(), |(suite, mirror)| fetch_index(suite, mirror, work))
 }
 
 fn fetch_index(suite: &str, mirror: &str, work: &Path) -> Result<InRelease> {

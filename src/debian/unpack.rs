@@ -13,8 +13,6 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tar::{Entry, EntryType};
@@ -24,6 +22,7 @@ use super::{Archive, write_build_settings};
 use crate::chroot::Chroot;
 use crate::error::Mark as _;
 use crate::file;
+use crate::parallel;
 use crate::profile::Environment;
 use crate::run::check_interrupted;
 use crate::storage;
@@ -88,7 +87,9 @@ impl Base {
         for directory in ["usr", INFO, "var/lib/dpkg/updates"] {
             file::make_directory(&tree.join(directory), 0o755)?;
         }
-        let extracted = extract_all(tree, &debs)?;
+        let extracted = parallel::each(&debs, parallel::processors(), |deb| {
+            extract(tree, deb).with_context(|| format!("unpacking {}", deb.display()))
+        })?;
         settle_directories(tree, &extracted)?;
         link_merged(tree, &extracted)?;
         let mut base = Self { entered: Vec::new(), left: Vec::new() };
@@ -161,30 +162,6 @@ fn explain(outcome: Result<()>) -> Result<()> {
 
 fn is_base_files(deb: &Path) -> bool {
     deb.file_name().is_some_and(|name| name.to_string_lossy().starts_with("base-files_"))
-}
-
-/// Extracts packages, as many at once as there are processors.
-fn extract_all(tree: &Path, debs: &[PathBuf]) -> Result<Vec<Unpacked>> {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let next = AtomicUsize::new(0);
-    let extracted = Mutex::new(Vec::new());
-    let work = || -> Result<()> {
-        while let Some(deb) = debs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            check_interrupted()?;
-            let one = extract(tree, deb).with_context(|| format!("unpacking {}", deb.display()));
-            // No other one is begun.
-            let one = one.inspect_err(|_| next.store(debs.len(), Ordering::Relaxed))?;
-            extracted.lock().expect("no holder of it panics").push((deb, one));
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..processors).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|one| one.join().expect("extracting does not panic"))
-    })?;
-    let mut extracted = extracted.into_inner().expect("no holder of it panics");
-    extracted.sort_by_key(|(deb, _)| debs.iter().position(|one| one == *deb));
-    Ok(extracted.into_iter().map(|(_, one)| one).collect())
 }
 
 /// A directory as a package has it.
