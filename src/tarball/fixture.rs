@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::member::{END, Member, padded};
 use super::pack::own_block;
-use super::xz::{self, BlockWriter};
+use super::xz::{self, BlockWriter, Filter};
 use super::{Archive, Packed, Scan, scan, sha256};
 use crate::manifest::{
     Capability, FILES_MEMBER, FileEntry, FileIndex, FileKind, Hashed, Inputs, MANIFEST_MEMBER,
@@ -262,7 +262,7 @@ impl Forgery {
     pub fn write(&self, path: &Path, touch: impl FnOnce(&mut Manifest)) {
         let (mut manifest, files) = self.manifest();
         let spool = tempfile::tempfile().expect("a temporary file");
-        let mut writer = BlockWriter::new(&spool, 0).expect("an encoder");
+        let mut writer = BlockWriter::new(&spool, 0, Filter::None).expect("an encoder");
         writer.write(&self.payload).expect("room");
         let (segment, sha256) = writer.finish().expect("room");
         let (size, xz_size) = (segment.size, segment.xz_size());

@@ -10,7 +10,7 @@ use super::fixture::{
     Cage, EPOCH, Forgery, NET_RAW, draft, entry, file_entry, member, quiet, write_blocks,
 };
 use super::member::END;
-use super::xz::BlockWriter;
+use super::xz::{BlockWriter, Filter};
 use super::{Archive, hex, restore_tree, sha256};
 use crate::manifest::{
     Capability, FileEntry, FileIndex, FileKind, Hashed, Payload, SCHEMA, Segment, SetId,
@@ -455,7 +455,7 @@ fn a_bomb_is_stopped_by_its_sizes() {
     // A segment that says it holds a tebibyte, hash and block header in agreement, is
     // caught before anything of that size is made room for.
     let spool = tempfile::tempfile().expect("a temporary file");
-    let mut writer = BlockWriter::new(&spool, 0).expect("an encoder");
+    let mut writer = BlockWriter::new(&spool, 0, Filter::None).expect("an encoder");
     writer.write(&vec![0; 4 << 20]).expect("room");
     let (block, segment_sha256) = writer.finish().expect("room");
     let file = file_entry("a", b"");

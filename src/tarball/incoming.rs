@@ -196,7 +196,7 @@ mod tests {
     fn a_block_that_says_it_is_larger_than_may_be_is_not_decoded() {
         let (_directory, path, _) = tarball();
         let bytes = fs::read(&path).expect("a file");
-        let header = xz::block_header(1 << 40, (1 << 20) + 1025);
+        let header = xz::block_header(1 << 40, (1 << 20) + 1025, xz::Filter::None);
         let large = [&bytes[..END_SIZE as usize], &header, &bytes[40..]].concat();
         assert_eq!(
             refusal(&large),

@@ -2,9 +2,10 @@
 //!
 //! A node tarball is one standard .xz stream around one standard pax tar. Its first
 //! members, each a block of its own, are the manifest, a signature over that if the
-//! tarball is signed, and the file index; the payload follows in blocks cut at file boundaries. What we write is the only form we read:
-//! every header, of tar and of xz, must be the bytes this module would have written, so
-//! reading one is comparing rather than interpreting.
+//! tarball is signed, and the file index; the payload follows in blocks cut at file
+//! boundaries, those of machine code through xz's filter for it. What we write is the only
+//! form we read: every header, of tar and of xz, must be the bytes this module would have
+//! written, so reading one is comparing rather than interpreting.
 //!
 //! | module | holds |
 //! |---|---|

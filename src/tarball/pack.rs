@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
@@ -13,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use super::member::{END, Member, padded};
 use super::segment::{self, SegmentCache};
 use super::walk::{Scan, Tree, capability_of, read_file};
-use super::xz::{self, Block, BlockWriter};
+use super::xz::{self, Block, BlockWriter, Filter};
 use super::{Progress, hex, sha256};
 use crate::manifest::{
     FILES_LIMIT, FILES_MEMBER, FileEntry, FileKind, Hashed, MANIFEST_LIMIT, MANIFEST_MEMBER,
@@ -23,6 +24,8 @@ use crate::manifest::{
 /// Bytes of tar a segment has, about: twice the encoder's dictionary, so that cutting costs
 /// little, and small enough for many threads.
 const SEGMENT: u64 = 16 << 20;
+/// Files below this size, bytes, are not looked at whether they are machine code.
+const LEAST_CODE: u64 = 8 << 10;
 
 /// A packed node tarball.
 #[derive(Clone, Debug)]
@@ -135,7 +138,7 @@ pub(super) fn own_block(
     content: &[u8],
     epoch: i64,
 ) -> Result<Block> {
-    let mut writer = BlockWriter::new(spool, at)?;
+    let mut writer = BlockWriter::new(spool, at, Filter::None)?;
     let size = content.len() as u64;
     writer.write(&Member::own(path, size, epoch).encode())?;
     writer.write(content)?;
@@ -172,6 +175,21 @@ impl<'a> Source<'a> {
         segment::key(&self.members[range.clone()], &self.entries[range], last)
     }
 
+    /// How a segment of these members is filtered: as machine code if half of it is.
+    fn filter(&self, range: Range<usize>) -> Result<Filter> {
+        let (mut code, mut all) = (0, 0);
+        for (entry, member) in self.entries[range.clone()].iter().zip(&self.members[range]) {
+            all += member.archived();
+            let FileKind::File { size, .. } = &entry.kind else { continue };
+            if *size >= LEAST_CODE {
+                let file = self.tree.open_file(entry.path.as_bytes());
+                let file = file.with_context(|| format!("reading {}", entry.path))?;
+                code += if is_x86(&file) { *size } else { 0 };
+            }
+        }
+        Ok(if 2 * code >= all { Filter::X86 } else { Filter::None })
+    }
+
     /// Hands the tar bytes of these members to `sink`.
     fn read(&self, range: Range<usize>, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let last = range.end == self.members.len();
@@ -191,6 +209,16 @@ impl<'a> Source<'a> {
         }
         if last { sink(&END) } else { Ok(()) }
     }
+}
+
+/// Whether a file is machine code of x86, of 32 bits or 64: elf(5).
+fn is_x86(file: &File) -> bool {
+    let mut head = [0; 20];
+    // What cannot be read is found out by who reads all of it.
+    file.read_exact_at(&mut head, 0).is_ok()
+        && head.starts_with(b"\x7fELF")
+        && head[5] == 1
+        && matches!(u16::from_le_bytes([head[18], head[19]]), 3 | 62)
 }
 
 /// A segment that was encoded.
@@ -295,7 +323,8 @@ impl<'a> Encoding<'a> {
                     continue;
                 }
             }
-            let mut writer = BlockWriter::new(spool, end)?;
+            let filter = self.source.filter(range.clone())?;
+            let mut writer = BlockWriter::new(spool, end, filter)?;
             self.source.read(range.clone(), &mut |bytes| {
                 self.go_on()?;
                 writer.write(bytes)?;

@@ -23,8 +23,8 @@ const MAGIC: [u8; 6] = [0xfd, b'7', b'z', b'X', b'Z', 0];
 const FLAGS: [u8; 2] = [0, 4];
 /// Size of the stream's header and of its footer, bytes.
 pub(super) const END_SIZE: u64 = 12;
-/// Size of our block headers, bytes: the fields at their longest take 23, the CRC32 4.
-/// A fixed size lets a block be written before its sizes are known.
+/// Size of our block headers, bytes: flags and filters take 7, the CRC32 4, and there is room
+/// for two sizes below 256 TiB. A fixed size lets a block be written before its sizes are known.
 pub(super) const BLOCK_HEADER: usize = 28;
 /// Size of a CRC64, bytes.
 const CHECK: u64 = 8;
@@ -32,14 +32,36 @@ const CHECK: u64 = 8;
 const PRESET: u32 = 6;
 /// Most blocks of a stream that is read: 1 TiB of segments.
 const BLOCKS_LIMIT: usize = 1 << 16;
-/// Memory a decoder may take, bytes. The only filter we admit has an 8 MiB dictionary.
+/// Memory a decoder may take, bytes. LZMA2 as we admit it has an 8 MiB dictionary.
 const DECODER_LIMIT: u64 = 32 << 20;
 /// What to do about a file that is not whole.
 const COPY_AGAIN: &str = "copy the file again from where it was baked and compare its sha256sum";
 
+/// What a block's bytes go through before they are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Filter {
+    /// Nothing.
+    None,
+    /// The branch/call/jump filter for x86 machine code: its relative addresses become
+    /// absolute ones, so that calls of one function are alike.
+    X86,
+}
+
+impl Filter {
+    /// Its entry in a block header, and that of LZMA2 after it.
+    fn flags(self) -> &'static [u8] {
+        match self {
+            // LZMA2, one byte of properties: the 8 MiB dictionary of preset 6.
+            Self::None => &[0x21, 1, 22],
+            Self::X86 => &[0x04, 0, 0x21, 1, 22],
+        }
+    }
+}
+
 /// One block of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Block {
+    filter: Filter,
     /// Where it begins in its file, bytes.
     pub at: u64,
     /// Its bytes without the final padding.
@@ -56,7 +78,7 @@ impl Block {
 
     /// Its header.
     pub fn header(&self) -> [u8; BLOCK_HEADER] {
-        block_header(self.unpadded - BLOCK_HEADER as u64 - CHECK, self.size)
+        block_header(self.unpadded - BLOCK_HEADER as u64 - CHECK, self.size, self.filter)
     }
 
     /// Bytes it takes in the file.
@@ -140,13 +162,13 @@ fn stream_tail(blocks: &[Block]) -> Vec<u8> {
 }
 
 /// The header of a block with `compressed` bytes that decode to `size`.
-pub(super) fn block_header(compressed: u64, size: u64) -> [u8; BLOCK_HEADER] {
-    // Header size in words less one; flags: one filter, both sizes present.
-    let mut bytes = vec![(BLOCK_HEADER / 4 - 1) as u8, 0xc0];
+pub(super) fn block_header(compressed: u64, size: u64, filter: Filter) -> [u8; BLOCK_HEADER] {
+    // Header size in words less one; flags: how many filters besides one, both sizes present.
+    let more = u8::from(filter != Filter::None);
+    let mut bytes = vec![(BLOCK_HEADER / 4 - 1) as u8, 0xc0 | more];
     push_vli(&mut bytes, compressed);
     push_vli(&mut bytes, size);
-    // LZMA2, one byte of properties: the 8 MiB dictionary of preset 6.
-    bytes.extend([0x21, 1, 22]);
+    bytes.extend(filter.flags());
     bytes.resize(BLOCK_HEADER - 4, 0);
     bytes.extend(crc32(&bytes));
     *bytes.first_chunk().expect("the vector was given this length")
@@ -156,6 +178,7 @@ pub(super) fn block_header(compressed: u64, size: u64) -> [u8; BLOCK_HEADER] {
 /// liblzma takes about 94 MiB, whatever the block.
 pub(super) struct BlockWriter<'a> {
     file: &'a File,
+    filter: Filter,
     encoder: Stream,
     buffer: Vec<u8>,
     start: u64,
@@ -167,12 +190,15 @@ pub(super) struct BlockWriter<'a> {
 
 impl BlockWriter<'_> {
     /// Begins a block at this place of the file, bytes.
-    pub fn new(file: &File, start: u64) -> Result<BlockWriter<'_>> {
+    pub fn new(file: &File, start: u64, filter: Filter) -> Result<BlockWriter<'_>> {
         let mut filters = Filters::new();
+        if filter == Filter::X86 {
+            filters.x86();
+        }
         filters.lzma2(&LzmaOptions::new_preset(PRESET).context("preparing the xz encoder")?);
         let encoder = Stream::new_raw_encoder(&filters).context("preparing the xz encoder")?;
         let (buffer, end) = (Vec::with_capacity(PIECE), start + BLOCK_HEADER as u64);
-        Ok(BlockWriter { file, encoder, buffer, start, end, size: 0, check: u64::MAX })
+        Ok(BlockWriter { file, filter, encoder, buffer, start, end, size: 0, check: u64::MAX })
     }
 
     /// Encodes more bytes.
@@ -211,9 +237,9 @@ impl BlockWriter<'_> {
         let mut tail = vec![0; usize::try_from(compressed.wrapping_neg() % 4).expect("below 4")];
         tail.extend((!self.check).to_le_bytes());
         self.put(&tail, self.end)?;
-        self.put(&block_header(compressed, self.size), self.start)?;
+        self.put(&block_header(compressed, self.size, self.filter), self.start)?;
         let unpadded = BLOCK_HEADER as u64 + compressed + CHECK;
-        let block = Block { at: self.start, unpadded, size: self.size };
+        let block = Block { filter: self.filter, at: self.start, unpadded, size: self.size };
         let sha256 = hash_range(self.file, block.at, block.xz_size(), &mut |_| Ok(()))?;
         Ok((block, sha256))
     }
@@ -270,7 +296,8 @@ pub(super) fn parse_header(head: &[u8], at: u64) -> Option<Block> {
     let mut sizes = head.get(2..)?;
     let (compressed, size) = (take_vli(&mut sizes)?, take_vli(&mut sizes)?);
     let unpadded = (BLOCK_HEADER as u64 + CHECK).checked_add(compressed)?;
-    (head == block_header(compressed, size)).then_some(Block { at, unpadded, size })
+    let of = |filter| Block { filter, at, unpadded, size };
+    [Filter::None, Filter::X86].map(of).into_iter().find(|block| head == block.header())
 }
 
 /// The block a file begins with, if it does with one of ours.
@@ -376,9 +403,10 @@ pub(super) fn mended(bytes: &[u8]) -> Option<Vec<u8>> {
         let mut sizes = &head[2..];
         let (compressed, size) = (take_vli(&mut sizes)?, take_vli(&mut sizes)?);
         let unpadded = BLOCK_HEADER as u64 + compressed + CHECK;
-        let block = Block { at: at as u64, unpadded, size };
+        let filter = if head[1] & 1 == 1 { Filter::X86 } else { Filter::None };
+        let block = Block { filter, at: at as u64, unpadded, size };
         let end = at.checked_add(usize::try_from(block.xz_size()).ok()?)?;
-        out.extend(block_header(compressed, size));
+        out.extend(block.header());
         out.extend(bytes.get(at + BLOCK_HEADER..end)?);
         blocks.push(block);
         at = end;
@@ -543,9 +571,9 @@ mod tests {
     #[test]
     fn a_block_does_not_depend_on_the_pieces_it_was_written_in() {
         let bytes: Vec<u8> = (0..60_000_u32).flat_map(|n| (n * n % 251).to_le_bytes()).collect();
-        let encode = |piece: usize| {
+        let encode = |piece: usize, filter: Filter| {
             let file = tempfile::tempfile().expect("a temporary file");
-            let mut writer = BlockWriter::new(&file, 4).expect("an encoder");
+            let mut writer = BlockWriter::new(&file, 4, filter).expect("an encoder");
             bytes.chunks(piece).for_each(|piece| writer.write(piece).expect("room"));
             let (block, sha256) = writer.finish().expect("room");
             let mut decoded = Vec::new();
@@ -557,21 +585,33 @@ mod tests {
             assert!(decoded == bytes);
             sha256
         };
-        assert_eq!(encode(1000), encode(240_000));
-        assert_eq!(encode(7777), encode(65_536));
+        for filter in [Filter::None, Filter::X86] {
+            assert_eq!(encode(1000, filter), encode(240_000, filter));
+            assert_eq!(encode(7777, filter), encode(65_536, filter));
+        }
     }
 
     #[test]
     fn the_encoder_still_writes_the_bytes_it_always_wrote() {
         // A hash that changes with liblzma means that old releases can no longer be
         // baked again bit for bit: say so in the release notes.
-        let file = tempfile::tempfile().expect("a temporary file");
-        let mut writer = BlockWriter::new(&file, 0).expect("an encoder");
-        for number in 0..40_000_u32 {
-            let word = number.wrapping_mul(2_654_435_761) >> (number % 29);
-            writer.write(format!("{word} {number}\n").as_bytes()).expect("room");
+        for (filter, expected) in [
+            (Filter::None, "fb6a141657bb81bbcf3dd61a758fb27db120f493c9dec03be622abcc070694ed"),
+            (Filter::X86, "f65bfb8f71f97be132c574b6cd2c69f006c5713b556358f7a2b483178901f21d"),
+        ] {
+            let file = tempfile::tempfile().expect("a temporary file");
+            let mut writer = BlockWriter::new(&file, 0, filter).expect("an encoder");
+            for number in 0..40_000_u32 {
+                let word = number.wrapping_mul(2_654_435_761) >> (number % 29);
+                writer.write(format!("{word} {number}\n").as_bytes()).expect("room");
+                if filter == Filter::X86 {
+                    // A call, and where it leads to.
+                    writer.write(&[0xe8]).expect("room");
+                    writer.write(&(number * 16).to_le_bytes()).expect("room");
+                }
+            }
+            let (_, sha256) = writer.finish().expect("room");
+            assert_eq!(sha256, expected, "{filter:?}");
         }
-        let (_, sha256) = writer.finish().expect("room");
-        assert_eq!(sha256, "fb6a141657bb81bbcf3dd61a758fb27db120f493c9dec03be622abcc070694ed");
     }
 }
