@@ -78,7 +78,7 @@ pub fn base_packages(
 ) -> Result<Vec<String>> {
     // Others' sources may call required what they like.
     if unpack::fits(environment) && environment.apt_sources.is_empty() {
-        let base = apt.resolve(&unpack::wanted(archive))?;
+        let base = apt.resolve(&unpack::wanted(archive), "the base system")?;
         return Ok(base.into_iter().map(|offer| offer.deb.name).collect());
     }
     let call = Invocation::of(&DEBOOTSTRAP)
@@ -156,11 +156,18 @@ pub fn apt_get(chroot: &Chroot, origin: Origin, arguments: &[&str]) -> Invocatio
 /// # Errors
 /// When they cannot be: with those that do not go together, and what to do.
 pub fn install(call: &Invocation, key: &str, show: &dyn Fn(&str)) -> Result<()> {
+    resolve(call, key, show).map(drop)
+}
+
+/// Makes a call of apt that begins with resolving packages, and answers what it printed.
+fn resolve(call: &Invocation, key: &str, show: &dyn Fn(&str)) -> Result<String> {
     // apt says it on its standard output, a line for each package, under this one.
     const TITLE: &str = "The following packages have unmet dependencies";
-    let (mut below, mut unmet) = (false, Vec::new());
+    let (mut below, mut unmet, mut printed) = (false, Vec::new(), String::new());
     let installed = call.run_lines(|line| {
         show(line);
+        printed += line;
+        printed.push('\n');
         below = line.starts_with(TITLE) || below && line.starts_with(' ');
         if below && line.starts_with(' ') {
             unmet.push(line.split_whitespace().collect::<Vec<_>>().join(" "));
@@ -181,7 +188,8 @@ pub fn install(call: &Invocation, key: &str, show: &dyn Fn(&str)) -> Result<()> 
         } else {
             "is the mirror reachable? -vv shows all that apt-get printed".to_owned()
         }
-    })
+    })?;
+    Ok(printed)
 }
 
 /// Writes the apt sources, pins and local packages of an environment.

@@ -217,19 +217,11 @@ pub fn resolve(
     let mut wanted = base.clone();
     wanted.extend(debian::extra_packages(environment));
     wanted.extend(own_paths(source)?);
-    let resolve = |wanted: &[String], keys: &str| {
-        apt.resolve(wanted).hint_with(|| {
-            format!(
-                "are all packages of {keys} in one of its apt sources, and do those that stay \
-                 fit? farmctl lock --update"
-            )
-        })
-    };
-    let environment = resolve(&wanted, "environment.packages")?;
+    let environment = apt.resolve(&wanted, "environment.packages")?;
     let mut all = environment.clone();
     if builds {
         wanted.extend(build_packages(&source.profile));
-        all = resolve(&wanted, "environment.packages and build.packages")?;
+        all = apt.resolve(&wanted, "build.packages")?;
     }
     let packages = phases(&all, &environment, &base, &own_packages(source)?);
     let epoch = releases.iter().map(|release| release.date).max().unwrap_or_default();

@@ -269,7 +269,13 @@ impl Locking<'_> {
             locked::refuse_older(old, &apt.releases(&self.archive)?)?;
         }
         ui.step("resolving the Debian packages");
-        let (lock, offers) = locked::resolve(&self.source, &self.archive, &apt, true, work)?;
+        let resolved = locked::resolve(&self.source, &self.archive, &apt, true, work);
+        let (lock, offers) = match kept.len() {
+            0 => resolved?,
+            kept => resolved.with_context(|| {
+                format!("beside {kept} packages that stay (--update moves them)")
+            })?,
+        };
         ui.step(format!("keeping {} packages in the pool", lock.packages.len()));
         locked::fill_resolved(&lock, &offers, &self.pool, &apt, transaction, &|_| ())?;
         Ok(lock)

@@ -164,13 +164,14 @@ impl Apt {
     }
 
     /// What apt would install for these packages, or files of packages, where nothing is
-    /// installed yet. What lies on this machine already is not in it.
+    /// installed yet. What lies on this machine already is not in it. `key` is where the
+    /// profile names them.
     ///
     /// # Errors
     /// When they cannot be installed together: with apt's own words.
-    pub fn resolve(&self, packages: &[String]) -> Result<Vec<Offer>> {
-        let text = self.get("install").arg("--print-uris").args(packages).output()?;
-        parse_uris(&text)
+    pub fn resolve(&self, packages: &[String], key: &str) -> Result<Vec<Offer>> {
+        let call = self.get("install").arg("--print-uris").args(packages);
+        parse_uris(&super::resolve(&call, key, &|_| ())?)
     }
 
     /// Where each of these packages can be had as it was locked, and which cannot be had.
