@@ -48,6 +48,17 @@ pub struct Snapshot {
     pub sha256: String,
 }
 
+impl Snapshot {
+    /// Whether an application would get the same of both.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        is_same_profile(&self.profile, &other.profile)
+            && self.lock == other.lock
+            && self.requirements == other.requirements
+            && self.files == other.files
+    }
+}
+
 /// How a change is taken to what runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {

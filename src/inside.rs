@@ -107,6 +107,18 @@ impl Inside {
         }
     }
 
+    /// Whether there is a directory at a path, and no link to one.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub fn is_directory(&self, path: &Path) -> Result<bool> {
+        match self.resolve(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY) {
+            Ok(_) => Ok(true),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("opening {}", self.shown(path))),
+        }
+    }
+
     /// Opens a directory of the tree; none if it is not there.
     ///
     /// # Errors

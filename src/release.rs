@@ -55,6 +55,16 @@ pub struct Preview {
     pub port: Option<u16>,
 }
 
+/// What a version ends with that `farmctl dev` gives, before a number.
+const DEV: &str = ".dev";
+
+/// Whether `farmctl dev` has given a version.
+#[must_use]
+pub fn is_dev_version(version: &str) -> bool {
+    let number = version.rsplit_once(DEV).map(|(_, number)| number);
+    number.is_some_and(|it| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit()))
+}
+
 /// One installed node tarball.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -256,9 +266,9 @@ impl App {
     /// `1.4.2.dev1`, `1.4.2.dev2`.
     #[must_use]
     pub fn dev_version(&self, of: &str) -> String {
-        let number = |version: &str| version.strip_prefix(of)?.strip_prefix(".dev")?.parse().ok();
+        let number = |version: &str| version.strip_prefix(of)?.strip_prefix(DEV)?.parse().ok();
         let known = self.releases.iter().filter_map(|release| number(&release.version));
-        format!("{of}.dev{}", known.max().unwrap_or(0u32) + 1)
+        format!("{of}{DEV}{}", known.max().unwrap_or(0u32) + 1)
     }
 
     /// A version for a release that is derived from this one: `1.4.2.p1`, `1.4.2.p2`.
@@ -435,6 +445,7 @@ mod tests {
     fn a_release_of_a_saved_change_takes_the_place_of_the_one_before() {
         let app = App::new("shop", 200_000).installed(release("1")).started(session("1"));
         assert_eq!(app.dev_version("1"), "1.dev1");
+        assert!(is_dev_version("1.dev12") && !is_dev_version("1.dev") && !is_dev_version("1"));
         let app = app.installed(release("1.dev1")).switched(session("1.dev1"));
         assert_eq!(
             (app.dev_version("1"), app.dev_version("2")),

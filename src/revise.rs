@@ -4,10 +4,11 @@
 //! A HUP has a server read its files again, and those of a session are a copy of its
 //! release's: so the files are changed there first, one rename at a time.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 
 use crate::chroot;
 use crate::edit::{Edit, Kind};
@@ -122,9 +123,16 @@ pub fn place(
     let inside = Inside::open(tree)?;
     // From the last on: what is in a directory goes before it, and what is in its place now
     // before anything else can be.
+    let edited: BTreeSet<&Path> = edits.iter().map(|edit| edit.path.as_path()).collect();
     for edit in edits.iter().rev() {
+        // Below what is a link now, or a file, there is nothing of the tree's to take away:
+        // behind a link is what something else has.
+        let mut above = edit.path.ancestors().skip(1).filter(|above| edited.contains(above));
+        if !above.try_fold(true, |all, above| Ok::<_, Error>(all && inside.is_directory(above)?))? {
+            continue;
+        }
         let was_folder = match &edit.before {
-            Some(Kind::Unknown) | None => inside.directory(&edit.path).is_ok_and(|it| it.is_some()),
+            Some(Kind::Unknown) | None => inside.is_directory(&edit.path)?,
             Some(kind) => *kind == Kind::Directory,
         };
         let stays =
@@ -371,8 +379,12 @@ mod tests {
             ("srv/__pycache__/new.cpython-311.pyc", "x"),
             ("srv/__pycache__/new.other.cpython-311.pyc", "x"),
             ("srv/kind/file", "x"),
+            ("srv/tool", "x"),
+            ("srv/other/kept.py", "x"),
+            ("srv/other/__pycache__/kept.cpython-311.pyc", "x"),
         ];
         let subject = tree(&before);
+        symlink("other", subject.path().join("srv/was")).expect("there is room");
         let here = |path: &str, from: &str, kind: Kind| Edit {
             path: path.into(),
             before: Some(Kind::Unknown),
@@ -390,6 +402,10 @@ mod tests {
             here("/srv/new.py", "app/new.py", file(false)),
             here("/srv/run", "app/run", file(true)),
             here("/srv/sub", "app/sub", Kind::Directory),
+            here("/srv/tool", "app/tool", Kind::Directory),
+            here("/srv/tool/new.py", "app/new.py", file(false)),
+            here("/srv/was", "app/was", Kind::Directory),
+            gone("/srv/was/kept.py"),
         ];
         let text = "schema = 1\nname = \"x\"\nversion = \"1\"\n[environment]\nsuite = \"bookworm\"\n\
                     [[process]]\nname = \"web\"\ncommand = \"x\"\n";
@@ -408,8 +424,11 @@ mod tests {
                 expected("kind", 0o644),
                 expected("link", 0o777),
                 expected("new.py", 0o644),
+                expected("other/__pycache__/kept.cpython-311.pyc", 0o644),
+                expected("other/kept.py", 0o644),
                 expected("run", 0o755),
                 expected("stays.py", 0o644),
+                expected("tool/new.py", 0o644),
             ]
         );
         assert!(

@@ -10,7 +10,7 @@ use super::Context;
 use crate::chroot::{self, Chroot};
 use crate::debian::unpack::{self, Base};
 use crate::debian::{self, Archive, Origin, pool};
-use crate::error::Exit;
+use crate::error::{Exit, refuse};
 use crate::file;
 use crate::layout;
 use crate::locked::{self, Fit, Network};
@@ -468,7 +468,19 @@ fn fill(making: &Making, lock: &Debian, tree: &Path, work: &Path, context: &Cont
         base.configure(&chroot, pool::inside, |line| spinner.show(line))?;
     }
     let installed = configure(making, chroot, context)?;
-    locked::compare_installed(lock, source, &installed)
+    if making.lock.is_some() {
+        return locked::compare_installed(lock, source, &installed);
+    }
+    match locked::difference(lock, source, &installed)? {
+        None => Ok(()),
+        Some(difference) => refuse(
+            format_args!(
+                "the tree is not what was resolved: {}",
+                difference.replace(", locked is ", ", resolved was ")
+            ),
+            "does bootstrap --debootstrap get further?",
+        ),
+    }
 }
 
 /// Installs what the profile asks for and makes its user; answers what is installed then.

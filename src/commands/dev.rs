@@ -19,6 +19,7 @@ use crate::lockfile;
 use crate::manifest::Manifest;
 use crate::node::{self, Lock, Node};
 use crate::plan::Plan;
+use crate::release;
 use crate::run;
 use crate::session;
 use crate::source::Source;
@@ -35,7 +36,7 @@ const READINGS: u32 = 20;
 /// Take each saved change of a project to the application that runs of it
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  farmctl dev profiles/hello\n\nThe application must run: farmctl bootstrap, bake, install and start make it so.\nFiles that [[copy]] names are put into its session as a bake would put them,\nwith their byte code, static ones where nginx finds them; then its processes are\nreloaded. Whatever a bake makes something else of is baked, as a release of its\nown, 1.4.2.dev1, and upgraded to: the profile, farmctl.lock, requirements, the\nproject as a distribution, every file if there is build.before, every copied one\nif there is a job at bake. That release takes the place of the last such one.\nWhat the application does not get is passed over (-v says so). Jobs are run by a\nbake and an upgrade, not when files are put there.\n\nA change that breaks the application is said with its last lines; the next one\nthat is saved mends it. If the check of the profile refuses it, what ran before\nruns on.\n\nCtrl-C ends it, and so does farmctl stop, or another session that serves. The\nsession goes on with what was saved, and farmctl status and farmctl verify\n--session say so. farmctl stop and start, an upgrade or a rollback lead to one\nthat is as its release. In the midst of a change Ctrl-C leaves that half done\n(exit status 130): farmctl dev again completes it."
+    after_help = "Example:\n  farmctl dev profiles/hello\n\nThe application must run: farmctl bootstrap, bake, install and start make it so.\nFiles that [[copy]] names are put into its session as a bake would put them,\nwith their byte code, static ones where nginx finds them; then its processes are\nreloaded. Whatever a bake makes something else of is baked, as a release of its\nown, 1.4.2.dev1, and upgraded to: the profile, farmctl.lock, requirements, the\nproject as a distribution, every file if there is build.before, every copied one\nif there is a job at bake. That release takes the place of the last such one.\nWhat the application does not get is passed over (-v says so). Jobs are run by a\nbake and an upgrade, not when files are put there.\n\nA change that breaks the application is said with its last lines; the next one\nthat is saved mends it. If the check of the profile refuses it, what ran before\nruns on.\n\nCtrl-C ends it, and so does farmctl stop, or another session that serves. The\nsession goes on with what was saved, and farmctl status and farmctl verify\n--session say so. farmctl stop and start, or an upgrade, lead to one that is as\nits release. In the midst of a change Ctrl-C leaves that half done\n(exit status 130): farmctl dev again completes it."
 )]
 pub struct Args {
     /// The profile: its file, or a directory with a profile.toml
@@ -160,8 +161,8 @@ struct Dev<'a> {
     own: Option<String>,
     /// The last error of reading the project: it is said once.
     unreadable: String,
-    /// Of the project and its lock when they could not be taken: only others are tried again.
-    failed: Option<(String, String)>,
+    /// The project when it could not be taken: only another one is tried again.
+    failed: Option<Snapshot>,
     /// Whether a change is in the history.
     is_recorded: bool,
 }
@@ -175,6 +176,9 @@ impl<'a> Dev<'a> {
         supervisor: &'a dyn Supervise,
         context: &'a Context,
     ) -> Result<Self> {
+        // Of an earlier `dev`.
+        let version = &started.session.version;
+        let own = release::is_dev_version(version).then(|| version.clone());
         let mut dev = Self {
             args,
             node,
@@ -186,7 +190,7 @@ impl<'a> Dev<'a> {
             started,
             placed: Placed::new(),
             released: Placed::new(),
-            own: None,
+            own,
             unreadable: String::new(),
             failed: None,
             is_recorded: false,
@@ -363,7 +367,7 @@ impl<'a> Dev<'a> {
     fn take(&mut self, began: Instant) -> Result<Next> {
         let way = self.way();
         let what = self.what(&way);
-        if self.failed.as_ref() == Some(&self.stamp()) {
+        if self.failed.as_ref().is_some_and(|failed| failed.is_like(&self.seen)) {
             return Ok(Next::Wait);
         }
         self.failed = None;
@@ -382,7 +386,7 @@ impl<'a> Dev<'a> {
                 self.exclusively(Self::bake)
             }
             Way::Bootstrap => {
-                self.failed = Some(self.stamp());
+                self.failed = Some(self.seen.clone());
                 refuse(
                     "the profile wants another environment",
                     format!("farmctl bootstrap {0}, then farmctl dev {0}", self.directory()),
@@ -426,16 +430,17 @@ impl<'a> Dev<'a> {
         if self.is_over()? {
             return Ok(None);
         }
+        let edited = self.started.session.edited.clone();
         self.started = super::started(self.node, self.name())?;
         check_confirmed(&self.started)?;
-        let stamp = self.stamp();
+        if self.started.session.edited != edited {
+            // By another `dev`.
+            self.find_out()?;
+        }
+        let seen = self.seen.clone();
         let done = body(self);
-        self.failed = done.is_err().then_some(stamp);
+        self.failed = done.is_err().then_some(seen);
         done.map(Some)
-    }
-
-    fn stamp(&self) -> (String, String) {
-        (self.seen.sha256.clone(), self.seen.lock.clone())
     }
 
     fn lock(&self) -> Result<Lock> {

@@ -81,7 +81,11 @@ impl Base {
     ///
     /// # Errors
     /// When one is no package of Debian's, or there is no room.
-    pub fn extract(tree: &Path, mut debs: Vec<PathBuf>) -> Result<Self> {
+    pub fn extract(tree: &Path, debs: Vec<PathBuf>) -> Result<Self> {
+        explain(Self::extract_all(tree, debs))
+    }
+
+    fn extract_all(tree: &Path, mut debs: Vec<PathBuf>) -> Result<Self> {
         // What it says of a directory counts, and others are only in it.
         debs.sort_by_cached_key(|deb| (!is_base_files(deb), deb.clone()));
         for directory in ["usr", INFO, "var/lib/dpkg/updates"] {
@@ -154,10 +158,11 @@ impl Base {
 }
 
 /// What to do when a package cannot be unpacked or configured.
-fn explain(outcome: Result<()>) -> Result<()> {
-    let Err(error) = outcome else { return Ok(()) };
-    check_interrupted()?;
-    Err(error).hint("-vv shows all that was printed; does bootstrap --debootstrap get further?")
+fn explain<T>(outcome: Result<T>) -> Result<T> {
+    if outcome.is_err() {
+        check_interrupted()?;
+    }
+    outcome.hint("-vv shows all that was printed; does bootstrap --debootstrap get further?")
 }
 
 fn is_base_files(deb: &Path) -> bool {

@@ -18,6 +18,7 @@ use crate::locked::Network;
 use crate::mount;
 use crate::node::{Object, Transaction};
 use crate::profile::When;
+use crate::run::Shield;
 use crate::session;
 use crate::signature::SecretKey;
 use crate::storage;
@@ -47,7 +48,11 @@ impl Dev<'_> {
             storage::remove_tree(&out)
         })
         .with_context(|| format!("baking {version}"))?;
-        self.upgrade(&version)?;
+        if let Err(error) = self.upgrade(&version) {
+            let _shield = Shield::raise();
+            self.discard(&version)?;
+            return Err(error);
+        }
         self.settle_on(&version)?;
         Ok(format!("{version} baked and upgraded to"))
     }
@@ -60,8 +65,10 @@ impl Dev<'_> {
         let mut baking = Baking::of(source, out, false, Network::Allowed, node)?;
         baking.keeps_trees = true;
         baking.key = self.key()?;
-        let packed = baking::bake(&baking, node, context, transaction)?;
-        if packed.manifest.inputs.project_sha256 != self.seen.sha256 {
+        baking::bake(&baking, node, context, transaction)?;
+        // Without editors' own files, which come and go.
+        let (files, _) = self.source.files(&mut |_| Ok(()))?;
+        if files != self.seen.files {
             return refuse(
                 "the project was changed while it was baked",
                 "the change after is next",
@@ -133,6 +140,19 @@ impl Dev<'_> {
             self.remove(&before, previous)?;
         }
         Ok(())
+    }
+
+    /// Removes a release that was baked here and does not get to serve, unless something
+    /// speaks of it still.
+    fn discard(&mut self, version: &str) -> Result<()> {
+        self.started = started(self.node, self.name())?;
+        let app = &self.started.app;
+        let named = [&app.current, &app.previous].into_iter().flatten();
+        let sessions = app.session.iter().chain(&app.standby).map(|session| &session.version);
+        if named.chain(sessions).any(|known| known == version) {
+            return Ok(());
+        }
+        self.remove(version, None)
     }
 
     /// Removes a release that was baked here and is none any more that somebody goes back to.
