@@ -1,4 +1,4 @@
-//! SHA-256 as hexadecimal text.
+//! SHA-256, and bytes as hexadecimal digits.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -7,13 +7,13 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
-/// The SHA-256 of some bytes.
+/// The SHA-256 of some bytes, hex.
 #[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    format(&Sha256::digest(bytes))
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
 }
 
-/// The SHA-256 of a file's contents.
+/// The SHA-256 of a file's contents, hex.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -24,12 +24,24 @@ pub fn of_file(path: &Path) -> Result<String> {
     loop {
         let count = file.read(&mut chunk).with_context(|| format!("reading {}", path.display()))?;
         if count == 0 {
-            return Ok(format(&hasher.finalize()));
+            return Ok(hex(&hasher.finalize()));
         }
         hasher.update(&chunk[..count]);
     }
 }
 
-fn format(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+/// Bytes as lower-case hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes that lower-case hexadecimal digits stand for.
+#[must_use]
+pub fn from_hex(digits: &str) -> Option<Vec<u8>> {
+    let bytes = digits.as_bytes().chunks(2);
+    let bytes: Option<Vec<u8>> =
+        bytes.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect();
+    // Anything else that parses, such as a sign, is not what `hex` writes.
+    bytes.filter(|bytes| hex(bytes) == digits)
 }

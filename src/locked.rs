@@ -79,7 +79,7 @@ pub fn request(source: &Source) -> Result<String> {
         "apt-preferences": environment.apt_preferences,
         "build": build_packages(&source.profile),
     });
-    Ok(crate::hash::hex(all.to_string().as_bytes()))
+    Ok(crate::hash::sha256(all.to_string().as_bytes()))
 }
 
 /// What a profile's lock says about its packages.
@@ -122,7 +122,7 @@ pub fn require(source: &Source) -> Result<&Debian> {
 /// What identifies the packages of a lock: SHA-256, hex.
 #[must_use]
 pub fn identity(lock: &Debian) -> String {
-    crate::hash::hex(lock.canonical().as_bytes())
+    crate::hash::sha256(lock.canonical().as_bytes())
 }
 
 /// Refuses indexes older than the locked ones: a mirror that stands still or went back, be
@@ -327,7 +327,7 @@ pub fn publish(
 }
 
 /// How the packages in a tree, besides the profile's own, are not exactly the locked ones:
-/// `tzdata is 2001a-1, locked is 2026b-1, and 3 more differ`.
+/// `tzdata is 2001a-1, not 2026b-1, and 3 more differ`.
 ///
 /// # Errors
 /// As [`own_packages`].
@@ -344,7 +344,7 @@ pub fn difference(lock: &Debian, source: &Source, installed: &[Package]) -> Resu
         2 => ", and 1 more differs".to_owned(),
         count => format!(", and {} more differ", count - 1),
     };
-    Ok(Some(format!("{name} is {}, locked is {}{more}", word(there), word(locked))))
+    Ok(Some(format!("{name} is {}, not {}{more}", word(there), word(locked))))
 }
 
 /// Refuses unless a tree has exactly the locked packages, besides those of its own.
@@ -468,12 +468,9 @@ mod tests {
         // What a build takes is not in it.
         assert_eq!(differs(&[("base-files", "2"), ("tzdata", "2")]), None);
         let says = |there: &[(&str, &str)]| differs(there).expect("it is another");
-        assert_eq!(says(&[("base-files", "2"), ("tzdata", "1")]), "tzdata is 1, locked is 2");
-        assert_eq!(
-            says(&[("tzdata", "1")]),
-            "base-files is nothing, locked is 2, and 1 more differs"
-        );
+        assert_eq!(says(&[("base-files", "2"), ("tzdata", "1")]), "tzdata is 1, not 2");
+        assert_eq!(says(&[("tzdata", "1")]), "base-files is nothing, not 2, and 1 more differs");
         let more = [("base-files", "3"), ("gcc", "2"), ("tzdata", "1")];
-        assert_eq!(says(&more), "base-files is 3, locked is 2, and 2 more differ");
+        assert_eq!(says(&more), "base-files is 3, not 2, and 2 more differ");
     }
 }

@@ -71,7 +71,7 @@ pub struct Deb {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// By debootstrap.
+    /// First, as one of the base system.
     Base,
     /// Into the environment, by apt.
     #[default]

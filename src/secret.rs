@@ -86,7 +86,7 @@ fn random() -> Result<String> {
     fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut bytes))
         .context("reading /dev/urandom")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(crate::hash::hex(&bytes))
 }
 
 #[cfg(test)]

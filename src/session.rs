@@ -1,7 +1,6 @@
 //! A release's session with everything bound: sockets, data, user, secrets, files.
-//!
-//! What is written into a session is written where the application can have put links,
-//! so all of it goes through [`Inside`].
+
+mod files;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -12,23 +11,19 @@ use nix::mount::MsFlags;
 use nix::unistd::Group;
 
 use crate::account::{self, Account};
-use crate::error::{Mark as _, refuse};
+use crate::error::refuse;
 use crate::file;
 use crate::inside::{Inside, Owner};
 use crate::layout::{self, Layout, PROJECT_RUN, SOCKETS_INSIDE};
 use crate::manifest::{FileIndex, Manifest};
 use crate::mount::{self, Mount};
 use crate::node::{Node, Object, Transaction};
-use crate::parallel;
 use crate::probe::WEB_USER;
 use crate::release::{App, Release, Session};
-use crate::run::quote;
 use crate::schroot;
-use crate::secret;
 use crate::settings::Site;
 use crate::storage::{self, Copies, Growth, SessionCopy};
 use crate::tarball::{self, Difference, Progress};
-use crate::template::{self, Values};
 
 /// `MS_NOSYMFOLLOW` of mount(2), Linux 5.10: no link in the directory leads anywhere.
 /// Neither nix nor libc names it.
@@ -203,7 +198,7 @@ pub fn open(
     let copies = Copies::of(&manifest.profile.storage, node.settings());
     storage::named(&release.storage, &node.site())?.check_copy(session, &release.volume, copies)?;
     let account = account_of(app)?;
-    let secrets = secrets(layout, manifest)?;
+    let secrets = files::secrets(layout, manifest)?;
     make_data_directories(layout, app, manifest)?;
     if !mount::is_mount_point(&layout.sockets(&app.name))? {
         transaction.intend(Object::Sockets { app: app.name.clone() })?;
@@ -214,9 +209,9 @@ pub fn open(
     let mount = schroot::begin(session, &layout::release_chroot(&app.name, &manifest.version))?;
     let prepare = || -> Result<()> {
         let inside = Inside::open(&mount)?;
-        settle_user(&inside, manifest, account)?;
-        write_runtime(&inside, manifest, session, account, &secrets)?;
-        write_files(&inside, manifest, session)?;
+        files::settle_user(&inside, manifest, account)?;
+        files::write_runtime(&inside, manifest, session, account, &secrets)?;
+        files::write_files(&inside, manifest, session)?;
         // Recovered after a power cut it is not prepared again: what its application has
         // changed since is the application's.
         inside.sync()
@@ -233,7 +228,7 @@ pub fn open(
 pub fn recover(node: &Node, app: &App, manifest: &Manifest, session: &Session) -> Result<PathBuf> {
     let layout = node.layout();
     let account = account_of(app)?;
-    let secrets = secrets(layout, manifest)?;
+    let secrets = files::secrets(layout, manifest)?;
     make_data_directories(layout, app, manifest)?;
     make_sockets(layout, app)?;
     schroot::dismount(&session.name)?;
@@ -241,7 +236,7 @@ pub fn recover(node: &Node, app: &App, manifest: &Manifest, session: &Session) -
     // schroot mounts what is there and says nothing about what is not.
     storage::named(&release.storage, &node.site())?.activate_copy(&session.name)?;
     let mount = schroot::recover(&session.name)?;
-    write_runtime(&Inside::open(&mount)?, manifest, &session.name, account, &secrets)
+    files::write_runtime(&Inside::open(&mount)?, manifest, &session.name, account, &secrets)
         .with_context(|| format!("preparing session {}", session.name))?;
     Ok(mount)
 }
@@ -286,7 +281,7 @@ pub fn flaw(layout: &Layout, manifest: &Manifest, session: &Session) -> Result<O
     }
     let env = Path::new(PROJECT_RUN).join("env");
     let text = Inside::open(&schroot::mount_of(&session.name))?.read(&env)?;
-    if text != Some(render_env(manifest, &session.name)) {
+    if text != Some(files::render_env(manifest, &session.name)) {
         return Ok(Some(format!("{} is not as farmctl wrote it", env.display())));
     }
     Ok(None)
@@ -388,198 +383,9 @@ fn socket_inside(session: &str, process: &str) -> PathBuf {
     Path::new(SOCKETS_INSIDE).join(format!("{session}.{process}.sock"))
 }
 
-fn listen(session: &str, process: &str) -> String {
-    format!("unix:{}", socket_inside(session, process).display())
-}
-
-/// The values of the profile's secrets, by name.
-fn secrets(layout: &Layout, manifest: &Manifest) -> Result<Vec<(String, String)>> {
-    let wanted = &manifest.profile.secrets;
-    if wanted.is_empty() {
-        return Ok(Vec::new());
-    }
-    let path = layout.secrets(&manifest.name);
-    let mut known = secret::read(&path)?;
-    let mut found = Vec::new();
-    for secret in wanted {
-        match known.remove(&secret.name) {
-            Some(value) => found.push((secret.name.clone(), value)),
-            None => {
-                return refuse(
-                    format_args!("{} has no {}", path.display(), secret.name),
-                    format!("add a line {}=… to it (root only, mode 600)", secret.name),
-                );
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// Puts the host's account into the session's passwd and group under the name of the
-/// profile's user, and gives it its home.
-fn settle_user(inside: &Inside, manifest: &Manifest, account: Account) -> Result<()> {
-    let user = &manifest.profile.environment.user;
-    let passwd = Path::new("/etc/passwd");
-    let group = Path::new("/etc/group");
-    let Some(text) = inside.read(passwd)? else {
-        return refuse("the release has no /etc/passwd", "farmctl verify; then bake it again");
-    };
-    let (text, baked) = map_passwd(&text, user, account)?;
-    inside.publish(passwd, text.as_bytes(), 0o644, Owner::ROOT)?;
-    let text = inside.read(group)?.unwrap_or_default();
-    let text = map_group(&text, user, account.gid);
-    inside.publish(group, text.as_bytes(), 0o644, Owner::ROOT)?;
-    let to = Owner { uid: account.uid, gid: account.gid };
-    if baked.owner != to && baked.home.starts_with("/home") && baked.home != Path::new("/home") {
-        inside.give(&baked.home, baked.owner, to)?;
-    }
-    Ok(())
-}
-
-/// The profile's user as it was baked.
-#[derive(Debug, PartialEq, Eq)]
-struct Baked {
-    owner: Owner,
-    home: PathBuf,
-}
-
-/// passwd(5) with `user` having the account's ids.
-fn map_passwd(text: &str, user: &str, account: Account) -> Result<(String, Baked)> {
-    let mut baked = None;
-    let mut mapped = String::new();
-    for line in text.lines() {
-        let mut fields: Vec<&str> = line.split(':').collect();
-        let (uid, gid) = (account.uid.to_string(), account.gid.to_string());
-        if fields.len() == 7 && fields[0] == user {
-            let id = |field: &str| field.parse().with_context(|| format!("reading user {user}"));
-            let owner = Owner { uid: id(fields[2])?, gid: id(fields[3])? };
-            baked = Some(Baked { owner, home: PathBuf::from(fields[5]) });
-            fields[2] = &uid;
-            fields[3] = &gid;
-            mapped.push_str(&fields.join(":"));
-        } else {
-            if fields.len() == 7 && fields[2] == uid {
-                return refuse(
-                    format_args!(
-                        "the release's user {} has the application's uid {uid}",
-                        fields[0]
-                    ),
-                    "bake it again without that user",
-                );
-            }
-            mapped.push_str(line);
-        }
-        mapped.push('\n');
-    }
-    match baked {
-        Some(baked) => Ok((mapped, baked)),
-        None => refuse(
-            format_args!("the release has no user {user}"),
-            "bake it again: bootstrap makes the profile's user",
-        ),
-    }
-}
-
-/// group(5) with a group `user` of this id, made if there was none.
-fn map_group(text: &str, user: &str, gid: u32) -> String {
-    let mut mapped = String::new();
-    let mut found = false;
-    for line in text.lines() {
-        let fields: Vec<&str> = line.split(':').collect();
-        if fields.len() == 4 && fields[0] == user {
-            found = true;
-            mapped.push_str(&format!("{user}:{}:{gid}:{}", fields[1], fields[3]));
-        } else {
-            mapped.push_str(line);
-        }
-        mapped.push('\n');
-    }
-    if !found {
-        mapped.push_str(&format!("{user}:x:{gid}:\n"));
-    }
-    mapped
-}
-
-/// Writes what the start script reads: where to listen, and the secrets. All on the
-/// session's tmpfs. The application may put its pid files beside them, but not replace
-/// them (the directory is sticky): root reads them, too.
-fn write_runtime(
-    inside: &Inside,
-    manifest: &Manifest,
-    session: &str,
-    account: Account,
-    secrets: &[(String, String)],
-) -> Result<()> {
-    let shared = Owner { uid: 0, gid: account.gid };
-    let place = Path::new(PROJECT_RUN);
-    inside.make_directory(place, 0o1775, shared)?;
-    let secret_place = place.join("secrets");
-    inside.make_directory(&secret_place, 0o550, shared)?;
-    let owner = Owner { uid: account.uid, gid: account.gid };
-    for (name, value) in secrets {
-        inside.publish(&secret_place.join(name), value.as_bytes(), 0o400, owner)?;
-    }
-    // The last of all: where it is right, the rest is.
-    let text = render_env(manifest, session);
-    inside.publish(&place.join("env"), text.as_bytes(), 0o644, Owner::ROOT)?;
-    Ok(())
-}
-
-/// Where each process listens, as assignments of sh.
-fn render_env(manifest: &Manifest, session: &str) -> String {
-    let line = |process: &crate::profile::Process| {
-        let value = quote(&listen(session, &process.name));
-        format!("listen_{}={value}\n", template::key(&process.name))
-    };
-    manifest.profile.processes.iter().map(line).collect()
-}
-
-/// Renders the profile's files again, with the session's values.
-fn write_files(inside: &Inside, manifest: &Manifest, session: &str) -> Result<()> {
-    let profile = &manifest.profile;
-    let cores = parallel::processors();
-    let workers = u32::try_from(2 * cores + 1).unwrap_or(u32::MAX);
-    let mut values = Values::of(profile).with_workers(workers);
-    for process in &profile.processes {
-        values = values.listening(&process.name, listen(session, &process.name));
-    }
-    for rendered in &profile.files {
-        let Some(source) = &rendered.content else { continue };
-        let text = template::render(source, &values)
-            .with_context(|| format!("rendering {}", rendered.path.display()))
-            .hint("bake the release again: its template does not fit this farmctl")?;
-        inside.publish(&rendered.path, text.as_bytes(), rendered.permissions(), Owner::ROOT)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const ACCOUNT: Account = Account { uid: 200_000, gid: 200_001 };
-
-    #[test]
-    fn the_user_keeps_name_home_and_shell() {
-        let text = "root:x:0:0:root:/root:/bin/bash\napp:x:1000:1001::/home/app:/bin/bash\n";
-        let (text, baked) = map_passwd(text, "app", ACCOUNT).expect("there is a user app");
-        assert_eq!(
-            text,
-            "root:x:0:0:root:/root:/bin/bash\napp:x:200000:200001::/home/app:/bin/bash\n"
-        );
-        let owner = Owner { uid: 1000, gid: 1001 };
-        assert_eq!(baked, Baked { owner, home: PathBuf::from("/home/app") });
-    }
-
-    #[test]
-    fn a_release_without_the_user_or_with_its_uid_taken_is_refused() {
-        let text = "root:x:0:0:root:/root:/bin/bash\n";
-        let error = map_passwd(text, "app", ACCOUNT).expect_err("there is none");
-        assert_eq!(error.to_string(), "the release has no user app");
-        let text = "eve:x:200000:5::/:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n";
-        let error = map_passwd(text, "app", ACCOUNT).expect_err("eve has its uid");
-        assert_eq!(error.to_string(), "the release's user eve has the application's uid 200000");
-    }
 
     #[test]
     fn data_of_an_earlier_account_goes_to_the_new_one() {
@@ -606,14 +412,5 @@ mod tests {
         assert_eq!(owner(&data), (200_007, 33, 0o2750));
         assert_eq!(owner(&data.join("a/photo")), (200_007, 33, 0o644));
         assert_eq!(owner(Path::new("/etc/passwd")).0, 0);
-    }
-
-    #[test]
-    fn the_users_group_is_mapped_or_made() {
-        assert_eq!(
-            map_group("users:x:100:app\napp:x:1000:ann\n", "app", 200_001),
-            "users:x:100:app\napp:x:200001:ann\n"
-        );
-        assert_eq!(map_group("users:x:100:\n", "app", 7), "users:x:100:\napp:x:7:\n");
     }
 }

@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use crate::edit::{self, Files, Kind};
 use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
+use crate::hash;
 use crate::lockfile::{self, LockFile};
 use crate::profile::{self, Profile};
 use crate::project::Survey;
@@ -72,7 +73,7 @@ impl Source {
                 let lock = LockFile::parse(&text)
                     .with_context(|| format!("reading {}", path.display()))
                     .hint("farmctl lock writes it anew")?;
-                Some((lock, crate::hash::hex(text.as_bytes())))
+                Some((lock, hash::sha256(text.as_bytes())))
             }
         };
         Ok(Self { profile, directory, lock })
@@ -86,7 +87,7 @@ impl Source {
     pub fn copy_to(&self, target: &Path, epoch: i64) -> Result<String> {
         let mut hasher = Sha256::new();
         copy_tree(&self.directory, target, Path::new(""), epoch, &mut hasher)?;
-        Ok(hex(hasher))
+        Ok(hash::hex(&hasher.finalize()))
     }
 
     /// SHA-256 of each of the profile's own packages.
@@ -95,7 +96,7 @@ impl Source {
     /// When one cannot be read.
     pub fn deb_hashes(&self) -> Result<Vec<String>> {
         let debs = self.profile.environment.debs.iter();
-        debs.map(|deb| crate::hash::of_file(&self.directory.join(deb))).collect()
+        debs.map(|deb| hash::of_file(&self.directory.join(deb))).collect()
     }
 
     /// What the project has, but for what editors make for themselves, and the SHA-256
@@ -118,7 +119,7 @@ impl Source {
             }
             Ok(())
         })?;
-        Ok((files, hex(hasher)))
+        Ok((files, hash::hex(&hasher.finalize())))
     }
 
     /// The SHA-256 [`Self::copy_to`] would answer.
@@ -128,12 +129,8 @@ impl Source {
     pub fn project_hash(&self) -> Result<String> {
         let mut hasher = Sha256::new();
         hash_tree(&self.directory, Path::new(""), &mut hasher)?;
-        Ok(hex(hasher))
+        Ok(hash::hex(&hasher.finalize()))
     }
-}
-
-fn hex(hasher: Sha256) -> String {
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn is_skipped(name: &str) -> bool {
@@ -159,7 +156,7 @@ fn content_of(path: &Path, metadata: &fs::Metadata) -> Result<String> {
             .map(|target| target.to_string_lossy().into_owned())
             .with_context(|| format!("reading {}", path.display()))
     } else if kind.is_file() {
-        crate::hash::of_file(path)
+        hash::of_file(path)
     } else {
         Ok(String::new())
     }

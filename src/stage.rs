@@ -293,7 +293,7 @@ impl Stage {
         if asked.is_empty() {
             return Ok(String::new());
         }
-        Ok(crate::hash::hex(asked.join("\n").as_bytes()))
+        Ok(crate::hash::sha256(asked.join("\n").as_bytes()))
     }
 }
 
@@ -422,7 +422,7 @@ pub fn hashed_requirements(source: &Source, python: &Python, text: &str) -> Resu
     let locked = source.lock.as_ref().and_then(|(lock, _)| lock.python.as_ref());
     let hint = format!("farmctl lock {}", source.directory.display());
     match locked {
-        Some(locked) if locked.requirements_sha256 == crate::hash::hex(text.as_bytes()) => {
+        Some(locked) if locked.requirements_sha256 == crate::hash::sha256(text.as_bytes()) => {
             Ok(Some(lockfile::requirements(&locked.distributions)))
         }
         _ if !python.require_hashes => Ok(None),

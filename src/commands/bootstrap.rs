@@ -200,7 +200,7 @@ fn inputs(
     if let Some(lock) = lock {
         all["lock"] = locked::identity(lock).into();
     }
-    Ok(crate::hash::hex(all.to_string().as_bytes()))
+    Ok(crate::hash::sha256(all.to_string().as_bytes()))
 }
 
 fn plan(making: &Making) -> Result<Plan> {
@@ -244,7 +244,7 @@ fn plan(making: &Making) -> Result<Plan> {
         } else {
             plan.commands(
                 "unpack the base system, side by side (--debootstrap lets debootstrap do it)",
-                vec![inside("dpkg", "--unpack FILE..."), inside("dpkg", "--configure --pending")],
+                unpack::calls().iter().map(|arguments| inside("dpkg", arguments)).collect(),
             );
         }
         let mut commands = vec![inside("apt-get", "update")];
@@ -448,21 +448,20 @@ fn fill(making: &Making, lock: &Debian, tree: &Path, work: &Path, context: &Cont
     let suite = &archive.suite;
     let pool = locked::pool(&context.layout, suite, architecture);
     let repository = locked::publish(lock, &pool, suite, architecture, work)?;
-    let mut chroot;
-    if making.debootstraps {
+    let base = if making.debootstraps {
         ui.step(format!("debootstrapping {suite}"));
         let call = debian::debootstrap(environment, tree, lock.epoch, &repository);
         let spinner = ui.spinner("debootstrap");
         debian::run_debootstrap(&call, tree, |line| spinner.show(line))?;
-        drop(spinner);
-        chroot = Chroot::enter(tree, lock.epoch)?;
-        pool::lend(&mut chroot, &repository, suite)?;
+        None
     } else {
         let base = pool::base_files(lock, &repository);
         ui.step(format!("unpacking the base system of {suite}: {} packages", base.len()));
-        let base = Base::extract(tree, base)?;
-        chroot = Chroot::enter(tree, lock.epoch)?;
-        pool::lend(&mut chroot, &repository, suite)?;
+        Some(Base::extract(tree, base)?)
+    };
+    let mut chroot = Chroot::enter(tree, lock.epoch)?;
+    pool::lend(&mut chroot, &repository, suite)?;
+    if let Some(base) = base {
         ui.step("configuring it");
         let spinner = ui.spinner("dpkg");
         base.configure(&chroot, pool::inside, |line| spinner.show(line))?;
@@ -474,10 +473,7 @@ fn fill(making: &Making, lock: &Debian, tree: &Path, work: &Path, context: &Cont
     match locked::difference(lock, source, &installed)? {
         None => Ok(()),
         Some(difference) => refuse(
-            format_args!(
-                "the tree is not what was resolved: {}",
-                difference.replace(", locked is ", ", resolved was ")
-            ),
+            format_args!("the tree is not what was resolved: {difference}"),
             "does bootstrap --debootstrap get further?",
         ),
     }

@@ -334,7 +334,7 @@ impl Locking<'_> {
         let mut locked = match stage.requirements(python)? {
             None => Python::default(),
             Some((file, text)) => {
-                let requirements_sha256 = crate::hash::hex(text.as_bytes());
+                let requirements_sha256 = crate::hash::sha256(text.as_bytes());
                 let old = self.old().and_then(|lock| lock.python.as_ref());
                 let distributions: Vec<Locked> = if lockfile::all_hashed(&text) {
                     lockfile::parse_requirements(&text)?

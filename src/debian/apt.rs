@@ -160,7 +160,7 @@ impl Apt {
         };
         let text = text.with_context(|| format!("reading the index of {suite} from {mirror}"))?;
         let date = release_date(&text).with_context(|| format!("reading the index of {suite}"))?;
-        Ok(InRelease { suite, sha256: crate::hash::hex(text.as_bytes()), date })
+        Ok(InRelease { suite, sha256: crate::hash::sha256(text.as_bytes()), date })
     }
 
     /// What apt would install for these packages, or files of packages, where nothing is

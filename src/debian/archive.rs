@@ -228,7 +228,7 @@ fn fetch_index(suite: &str, mirror: &str, work: &Path) -> Result<InRelease> {
     refuse_expired(&text, jiff::Timestamp::now().as_second())
         .with_context(|| format!("checking the index of {suite} from {mirror}"))?;
     let bytes = fs::read(&target).with_context(|| format!("reading {}", target.display()))?;
-    let sha256 = crate::hash::hex(&bytes);
+    let sha256 = crate::hash::sha256(&bytes);
     Ok(InRelease { suite: suite.to_owned(), sha256, date: release_date(&text)? })
 }
 

@@ -104,3 +104,102 @@ impl Control {
         Ok(values.next().map(str::trim))
     }
 }
+
+#[cfg(test)]
+pub(super) mod fixture {
+    use super::*;
+    use xz2::write::XzEncoder;
+
+    /// A tar archive in the making.
+    pub type Tar = tar::Builder<XzEncoder<Vec<u8>>>;
+
+    /// Adds a member of root's to an archive; what is not a file has a target for contents,
+    /// or none.
+    pub fn add(tar: &mut Tar, kind: EntryType, path: &str, mode: u32, contents: &str) {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_000_000_000);
+        let is_link = matches!(kind, EntryType::Symlink | EntryType::Link);
+        if is_link {
+            header.set_link_name_literal(contents).expect("it is short");
+        }
+        let contents = if is_link { "" } else { contents };
+        header.set_size(contents.len() as u64);
+        // Also what `append_data` refuses.
+        header.as_gnu_mut().expect("it is").name[..path.len()].copy_from_slice(path.as_bytes());
+        header.set_cksum();
+        tar.append(&header, contents.as_bytes()).expect("it is in memory");
+    }
+
+    /// Writes a package with these control files and what `fill` adds.
+    pub fn write(path: &Path, control: &[(&str, &str)], fill: impl FnOnce(&mut Tar)) {
+        let archive = |fill: &dyn Fn(&mut Tar)| {
+            let mut tar = Tar::new(XzEncoder::new(Vec::new(), 0));
+            fill(&mut tar);
+            tar.into_inner().and_then(XzEncoder::finish).expect("it is in memory")
+        };
+        let fill = std::cell::Cell::new(Some(fill));
+        let members = [
+            ("debian-binary", b"2.0\n".to_vec()),
+            (
+                "control.tar.xz",
+                archive(&|tar| {
+                    for (name, text) in control {
+                        add(tar, EntryType::Regular, &format!("./{name}"), 0o644, text);
+                    }
+                }),
+            ),
+            ("data.tar.xz", archive(&|tar| fill.take().expect("it is filled once")(tar))),
+        ];
+        let mut deb = ar::Builder::new(File::create(path).expect("there is room"));
+        for (name, bytes) in members {
+            let header = ar::Header::new(name.as_bytes().to_vec(), bytes.len() as u64);
+            deb.append(&header, &bytes[..]).expect("there is room");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_package_says_of_itself_is_read() {
+        let place = tempfile::tempdir().expect("there is room");
+        let deb = place.path().join("a.deb");
+        let text = "Package: a\nPackage-Type: deb\nDescription: b\n Package: c\n";
+        fixture::write(&deb, &[("control", text), ("postinst", "#!/bin/sh\n")], |_| ());
+        let control = control(&deb).expect("it is a package");
+        assert_eq!(control.field("Package").expect("it is text"), Some("a"));
+        assert_eq!(control.field("Pack").expect("it is text"), None);
+        assert!(control.has("postinst") && !control.has("preinst"));
+        assert_eq!(control.text("triggers").expect("there is none"), "");
+        let called = |name: &str| (name != "control").then(|| format!("a.{name}"));
+        control.write(place.path(), called).expect("there is room");
+        let written = std::fs::metadata(place.path().join("a.postinst")).expect("it is there");
+        let modified = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        assert_eq!(written.modified().expect("it has one"), modified);
+        assert!(!place.path().join("a.control").exists());
+    }
+
+    #[test]
+    fn what_is_no_package_is_told() {
+        let place = tempfile::tempdir().expect("there is room");
+        let path = place.path().join("a.deb");
+        let says = || format!("{:#}", control(&path).expect_err("it is none"));
+        std::fs::write(&path, "no archive").expect("there is room");
+        assert!(says().starts_with("reading it: "), "{}", says());
+        std::fs::write(&path, "!<arch>\n").expect("there is room");
+        assert_eq!(says(), "it has no control.tar.xz");
+        fixture::write(&path, &[], |_| ());
+        let whole = std::fs::read(&path).expect("it is there");
+        std::fs::write(&path, &whole[..whole.len() - 20]).expect("there is room");
+        assert!(
+            read(&path, "data", |archive| Ok(std::io::copy(archive, &mut Vec::new()).map(drop)?))
+                .is_err()
+        );
+    }
+}

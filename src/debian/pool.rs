@@ -1,5 +1,5 @@
-//! The packages a lock names, kept on this machine, and an archive of just these: what
-//! debootstrap and apt install from when a lock is followed, with or without a network.
+//! The packages a lock names, kept on this machine, and an archive of just these, which
+//! environments are made of, with or without a network.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -112,7 +112,7 @@ impl Pool {
         let release = format!(
             "Origin: farmctl\nSuite: {suite}\nCodename: {suite}\nDate: {date}\n\
              Architectures: {architecture}\nComponents: main\nSHA256:\n {} {} main/binary-{architecture}/Packages\n",
-            crate::hash::hex(packages.as_bytes()),
+            crate::hash::sha256(packages.as_bytes()),
             packages.len()
         );
         write(target.join(format!("dists/{suite}/Release")), &release)
@@ -236,7 +236,7 @@ mod tests {
             phase,
             file: "a_1%3a2_all.deb".to_owned(),
             size: 3,
-            sha256: crate::hash::hex(b"deb"),
+            sha256: crate::hash::sha256(b"deb"),
         }
     }
 

@@ -34,6 +34,13 @@ pub(super) const MERGED: [&str; 7] = ["bin", "lib", "lib32", "lib64", "libo32", 
 /// Configured before all others, which take for granted what they make: /etc/passwd, /root,
 /// awk. debootstrap does it likewise.
 const FIRST: [&str; 3] = ["base-passwd", "mawk", "base-files"];
+/// How dpkg is called to unpack files.
+const UNPACK: [&str; 2] = ["--force-depends", "--unpack"];
+/// How dpkg is called to configure packages.
+const CONFIGURE: [&str; 2] = ["--force-depends", "--configure"];
+/// How dpkg is called to configure all that are left.
+const CONFIGURE_ALL: [&str; 4] =
+    ["--force-depends", "--force-configure-any", "--configure", "--pending"];
 /// The trigger that may be activated here with nobody listening: configuring libc-bin, which
 /// comes after all unpacking, runs ldconfig anyway.
 const LDCONFIG: &str = "ldconfig";
@@ -67,6 +74,14 @@ pub fn wanted(archive: &Archive) -> Vec<String> {
     wanted.into_iter().map(str::to_owned).collect()
 }
 
+/// The arguments of dpkg's calls in [`Base::configure`].
+#[must_use]
+pub fn calls() -> [String; 4] {
+    let words = |options: &[&str], what: &[&str]| [options, what].concat().join(" ");
+    let unpack = || words(&UNPACK, &["FILE..."]);
+    [unpack(), words(&CONFIGURE, &FIRST), unpack(), words(&CONFIGURE_ALL, &[])]
+}
+
 /// A base system whose packages are extracted.
 #[derive(Debug)]
 pub struct Base {
@@ -82,17 +97,17 @@ impl Base {
     /// # Errors
     /// When one is no package of Debian's, or there is no room.
     pub fn extract(tree: &Path, debs: Vec<PathBuf>) -> Result<Self> {
-        explain(Self::extract_all(tree, debs))
+        explain(Self::of(tree, debs))
     }
 
-    fn extract_all(tree: &Path, mut debs: Vec<PathBuf>) -> Result<Self> {
+    fn of(tree: &Path, mut debs: Vec<PathBuf>) -> Result<Self> {
         // What it says of a directory counts, and others are only in it.
         debs.sort_by_cached_key(|deb| (!is_base_files(deb), deb.clone()));
         for directory in ["usr", INFO, "var/lib/dpkg/updates"] {
             file::make_directory(&tree.join(directory), 0o755)?;
         }
         let extracted = parallel::each(&debs, parallel::processors(), |deb| {
-            extract(tree, deb).with_context(|| format!("unpacking {}", deb.display()))
+            Unpacked::of(tree, deb).with_context(|| format!("unpacking {}", deb.display()))
         })?;
         settle_directories(tree, &extracted)?;
         link_merged(tree, &extracted)?;
@@ -140,7 +155,7 @@ impl Base {
         write_build_settings(chroot.tree())?;
         let line = RefCell::new(line);
         let dpkg = |options: &[&str], what: &[String]| {
-            let call = chroot.call("dpkg").arg("--force-depends").args(options).args(what);
+            let call = chroot.call("dpkg").args(options).args(what);
             explain(call.run_lines(|text| line.borrow_mut()(text)))
         };
         let unpack = |which: &dyn Fn(&Unpacked) -> bool| {
@@ -148,12 +163,12 @@ impl Base {
             explain(entered.try_for_each(|one| one.prepare(chroot)))?;
             let left = self.left.iter().filter(|(_, one)| which(one));
             let files: Vec<String> = left.map(|(deb, _)| inside(deb)).collect();
-            if files.is_empty() { Ok(()) } else { dpkg(&["--unpack"], &files) }
+            if files.is_empty() { Ok(()) } else { dpkg(&UNPACK, &files) }
         };
         unpack(&|one| one.is_first())?;
-        dpkg(&["--configure"], &FIRST.map(str::to_owned))?;
+        dpkg(&CONFIGURE, &FIRST.map(str::to_owned))?;
         unpack(&|one| !one.is_first())?;
-        dpkg(&["--force-configure-any", "--configure", "--pending"], &[])
+        dpkg(&CONFIGURE_ALL, &[])
     }
 }
 
@@ -188,13 +203,14 @@ struct Unpacked {
     merged: BTreeSet<&'static str>,
 }
 
-fn extract(tree: &Path, deb: &Path) -> Result<Unpacked> {
-    let mut package = Unpacked { control: deb::control(deb)?, ..Unpacked::default() };
-    deb::read(deb, "data", |archive| package.extract(tree, archive))?;
-    Ok(package)
-}
-
 impl Unpacked {
+    /// A package, whose files are put into a tree.
+    fn of(tree: &Path, deb: &Path) -> Result<Self> {
+        let mut package = Self { control: deb::control(deb)?, ..Self::default() };
+        deb::read(deb, "data", |archive| package.extract(tree, archive))?;
+        Ok(package)
+    }
+
     /// Whether it waits for a trigger, or activates one that others wait for.
     fn is_interested(&self) -> bool {
         let triggers = self.control.text("triggers").unwrap_or("interest unknown");
@@ -225,13 +241,12 @@ impl Unpacked {
     fn add(&mut self, tree: &Path, entry: &mut Entry<'_, &mut dyn Read>) -> Result<()> {
         let named = entry.path()?.into_owned();
         let named = named.to_str().context("it is not UTF-8")?;
-        let named = named.trim_start_matches("./").trim_end_matches('/');
-        self.list += if named.is_empty() || named == "." { "/." } else { "/" };
-        self.list += if named == "." { "" } else { named };
-        self.list.push('\n');
-        if named.is_empty() || named == "." {
+        let named = named.strip_prefix("./").unwrap_or(named).trim_end_matches('/');
+        if matches!(named, "" | ".") {
+            self.list += "/.\n";
             return Ok(());
         }
+        self.list += &format!("/{named}\n");
         let path = self.place(named)?;
         let target = tree.join(&path);
         let header = entry.header();
@@ -262,7 +277,7 @@ impl Unpacked {
             EntryType::Link => {
                 let source = entry.link_name()?.context("it is a link to nothing")?;
                 let source = source.to_str().context("it is a link to what is not UTF-8")?;
-                let source = self.place(source.trim_start_matches("./"))?;
+                let source = self.place(source.strip_prefix("./").unwrap_or(source))?;
                 fs::hard_link(tree.join(source), &target)?;
             }
             other => bail!("it is of the kind {other:?}"),
@@ -413,4 +428,149 @@ fn settle_directories(tree: &Path, packages: &[Unpacked]) -> Result<()> {
             .with_context(|| format!("settling {}", path.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::debian::deb::fixture::{Tar, add, write};
+    use tempfile::TempDir;
+
+    /// Packages, and the tree they are extracted into.
+    struct Packages {
+        place: TempDir,
+        debs: Vec<PathBuf>,
+    }
+
+    impl Packages {
+        fn new() -> Self {
+            let place = tempfile::tempdir().expect("there is room");
+            fs::create_dir(place.path().join("tree")).expect("there is room");
+            Self { place, debs: Vec::new() }
+        }
+
+        /// One more, with these control files besides `control`.
+        fn with(mut self, name: &str, more: &[(&str, &str)], fill: fn(&mut Tar)) -> Self {
+            let deb = self.place.path().join(format!("{name}_1_all.deb"));
+            let text = format!("Package: {name}\nVersion: 1\nArchitecture: all\n");
+            let control = [&[("control", text.as_str())], more].concat();
+            write(&deb, &control, fill);
+            self.debs.push(deb);
+            self
+        }
+
+        fn tree(&self) -> PathBuf {
+            self.place.path().join("tree")
+        }
+
+        fn extract(&self) -> Result<Base> {
+            Base::extract(&self.tree(), self.debs.clone())
+        }
+
+        fn read(&self, path: &str) -> String {
+            fs::read_to_string(self.tree().join(path)).expect("it is there")
+        }
+
+        fn refused(&self) -> String {
+            format!("{:#}", self.extract().expect_err("it is refused"))
+        }
+    }
+
+    fn directories(tar: &mut Tar, paths: &[&str]) {
+        paths.iter().for_each(|path| add(tar, EntryType::Directory, path, 0o755, ""));
+    }
+
+    fn file(tar: &mut Tar, path: &str, contents: &str) {
+        add(tar, EntryType::Regular, path, 0o644, contents);
+    }
+
+    fn link(tar: &mut Tar, path: &str, target: &str) {
+        add(tar, EntryType::Symlink, path, 0o777, target);
+    }
+
+    #[test]
+    fn packages_are_in_the_tree_and_in_the_database() {
+        let packages = Packages::new()
+            .with(
+                "a",
+                &[("conffiles", "/etc/a\n"), ("triggers", "activate-noawait ldconfig\n")],
+                |tar| {
+                    directories(tar, &["./", "./bin/", "./etc/", "./var/"]);
+                    file(tar, "./bin/a", "a\n");
+                    add(tar, EntryType::Link, "./bin/b", 0o644, "./bin/a");
+                    file(tar, "./etc/a", "set\n");
+                },
+            )
+            .with("base-files", &[], |tar| {
+                directories(tar, &["./"]);
+                add(tar, EntryType::Directory, "./var/", 0o775, "");
+            });
+        let base = packages.extract().expect("they are packages");
+        assert_eq!(base.entered.len(), 2);
+        assert_eq!(packages.read("usr/bin/b"), "a\n");
+        let link = fs::read_link(packages.tree().join("bin")).expect("/usr is merged");
+        assert_eq!(link, Path::new("usr/bin"));
+        let var = fs::metadata(packages.tree().join("var")).expect("it is there");
+        assert_eq!(var.permissions().mode() & 0o7777, 0o775, "of base-files");
+        let list = packages.read("var/lib/dpkg/info/a.list");
+        assert_eq!(list, "/.\n/bin\n/etc\n/var\n/bin/a\n/bin/b\n/etc/a\n");
+        assert_eq!(packages.read("etc/a.dpkg-new"), "set\n");
+        insta::assert_snapshot!(packages.read("var/lib/dpkg/status"), @r"
+        Status: install ok unpacked
+        Package: base-files
+        Version: 1
+        Architecture: all
+
+        Status: install ok unpacked
+        Package: a
+        Version: 1
+        Architecture: all
+        Conffiles:
+         /etc/a newconffile
+        ");
+    }
+
+    #[test]
+    fn who_waits_for_triggers_is_left_to_dpkg() {
+        let packages = Packages::new().with(
+            "a",
+            &[("conffiles", "/etc/a\n"), ("triggers", "# of files\ninterest-noawait /usr/lib\n")],
+            |tar| {
+                directories(tar, &["./etc/"]);
+                file(tar, "./etc/a", "set\n");
+            },
+        );
+        let base = packages.extract().expect("it is a package");
+        assert_eq!((base.entered.len(), base.left.len()), (0, 1));
+        assert_eq!(packages.read("var/lib/dpkg/status"), "");
+        // dpkg would take it for the administrator's.
+        assert!(!packages.tree().join("etc/a").exists());
+    }
+
+    #[test]
+    fn nothing_is_written_outside_of_the_tree() {
+        let lost = Packages::new().with("a", &[], |tar| file(tar, "./etc/a", "set\n"));
+        assert_eq!(
+            lost.refused(),
+            format!(
+                "unpacking {}: extracting ./etc/a: the package does not have the directory it is in",
+                lost.debs[0].display()
+            )
+        );
+        let above = Packages::new().with("a", &[], |tar| file(tar, "./../a", "set\n"));
+        assert!(above.refused().ends_with("it is no plain path"), "{}", above.refused());
+        assert!(!above.place.path().join("a").exists());
+        // Whichever comes first.
+        let through = Packages::new()
+            .with("a", &[], |tar| {
+                directories(tar, &["./etc/"]);
+                link(tar, "./etc/x", "../..");
+            })
+            .with("b", &[], |tar| {
+                directories(tar, &["./etc/", "./etc/x/"]);
+                file(tar, "./etc/x/a", "set\n");
+            });
+        assert!(through.refused().contains("/etc/x"), "{}", through.refused());
+        assert!(!through.place.path().join("a").exists());
+    }
 }

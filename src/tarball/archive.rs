@@ -8,13 +8,14 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::fcntl::OFlag;
 use sha2::{Digest as _, Sha256};
 
+use super::Progress;
 use super::decode::{Decoded, decode_blocks};
 use super::extract::Extractor;
 use super::member::{Member, Members, Pieces};
 use super::opening::{Blocks, Check, Opening};
 use super::pack::own_block;
 use super::xz::{self, Block};
-use super::{Progress, hex};
+use crate::hash::hex;
 use crate::manifest::{FileEntry, FileIndex, Manifest, SIGNATURE_LIMIT, SIGNATURE_MEMBER};
 
 /// A node tarball: one open file, its manifest and its file index read and checked.

@@ -4,13 +4,17 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context as _, Result};
 
+use super::Progress;
 use super::member::{Body, Member};
 use super::walk::{Found, Shape, Tree, read_file};
-use super::{Progress, from_hex};
+use crate::hash::from_hex;
 use crate::manifest::{Capability, FileEntry, FileIndex, FileKind, Owner};
+use crate::parallel;
 
 /// One way in which a tree differs from its file index.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
@@ -103,43 +107,49 @@ fn compare_tree(
         .filter_map(|one| Some((one.path.as_str(), from_hex(&one.value)?)))
         .collect();
     let total = all.iter().map(Found::content).sum();
-    let mut done = 0;
-    let mut differences = Vec::new();
+    let done = AtomicU64::new(0);
+    let go_on = || progress(done.load(Relaxed), total);
+    let compared = parallel::each(&paired(index, &all), parallel::processors(), |pair| {
+        let difference = match *pair {
+            (Some(FileEntry { path, owner, .. }), None) => {
+                Some(Difference::Missing { path: path.clone(), owner: owner.clone() })
+            }
+            (None, Some(found)) => Some(Difference::Unexpected { path: found.shown() }),
+            (Some(entry), Some(found)) => {
+                let capability = capabilities.get(entry.path.as_str()).cloned();
+                let expected = Member::of_entry(entry, capability);
+                let what = describe_change(&tree, &all, found, entry, &expected, &go_on)?;
+                let (path, owner) = (entry.path.clone(), entry.owner.clone());
+                (!what.is_empty()).then_some(Difference::Changed { path, owner, what })
+            }
+            (None, None) => None,
+        };
+        done.fetch_add(pair.1.map_or(0, Found::content), Relaxed);
+        go_on()?;
+        Ok(difference)
+    })?;
+    Ok(compared.into_iter().flatten().collect())
+}
+
+/// Every path of the index or the tree, ascending, with what is there in each.
+fn paired<'a>(
+    index: &'a FileIndex,
+    all: &'a [Found],
+) -> Vec<(Option<&'a FileEntry>, Option<&'a Found>)> {
+    let mut pairs = Vec::with_capacity(all.len());
     let mut entries = index.files.iter().peekable();
     let mut finds = all.iter().peekable();
     loop {
         let order = match (entries.peek(), finds.peek()) {
-            (None, None) => break,
+            (None, None) => return pairs,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some(entry), Some(found)) => entry.path.as_bytes().cmp(&found.path),
         };
         let entry = if order.is_le() { entries.next() } else { None };
         let found = if order.is_ge() { finds.next() } else { None };
-        match (entry, found) {
-            (Some(FileEntry { path, owner, .. }), None) => {
-                differences.push(Difference::Missing { path: path.clone(), owner: owner.clone() });
-            }
-            (None, Some(found)) => {
-                differences.push(Difference::Unexpected { path: found.shown() });
-            }
-            (Some(entry), Some(found)) => {
-                let capability = capabilities.get(entry.path.as_str()).cloned();
-                let expected = Member::of_entry(entry, capability);
-                let what = describe_change(&tree, &all, found, entry, &expected, &mut |count| {
-                    progress(done + count, total)
-                })?;
-                if !what.is_empty() {
-                    let (path, owner) = (entry.path.clone(), entry.owner.clone());
-                    differences.push(Difference::Changed { path, owner, what });
-                }
-            }
-            (None, None) => unreachable!("one of the two is the next path"),
-        }
-        done += found.map_or(0, Found::content);
-        progress(done, total)?;
+        pairs.push((entry, found));
     }
-    Ok(differences)
 }
 
 /// What a path has become, in words; empty if it is what it was.
@@ -149,7 +159,7 @@ fn describe_change(
     found: &Found,
     entry: &FileEntry,
     expected: &Member,
-    progress: &mut dyn FnMut(u64) -> Result<()>,
+    go_on: &dyn Fn() -> Result<()>,
 ) -> Result<String> {
     let target = match found.shape {
         Shape::Special(what) => return Ok(format!("{what} instead of {}", expected.body.name())),
@@ -168,11 +178,7 @@ fn describe_change(
     let mut what = now.difference(expected);
     if let (FileKind::File { size, sha256 }, Some(file)) = (&entry.kind, file) {
         if *size == found.size() {
-            let mut count = 0;
-            let read = read_file(&file, *size, &mut |piece| {
-                count += piece.len() as u64;
-                progress(count)
-            });
+            let read = read_file(&file, *size, &mut |_| go_on());
             if read.with_context(|| format!("reading {}", entry.path))? != *sha256 {
                 what.push_str(if what.is_empty() { "content" } else { ", content" });
             }

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::member::Pieces;
 use super::xz::{self, Block};
 use super::{PIECE, Progress};
+use crate::hash::hex;
 use crate::manifest::Payload;
 
 /// Most decoding threads. One thread consumes what they decode, and four keep it busy.
@@ -111,7 +112,7 @@ impl Decoded<'_> {
             payload.size
         );
         ensure!(
-            super::hex(&self.hash.clone().finalize()) == payload.sha256,
+            hex(&self.hash.clone().finalize()) == payload.sha256,
             "the payload's SHA-256 is not the manifest's"
         );
         Ok(())

@@ -21,6 +21,7 @@ use super::member::{Body, CAPABILITY, Member, Members, Pieces};
 use super::rules::Rules;
 use super::walk::{Tree, is_empty};
 use crate::error::refuse;
+use crate::hash::hex;
 
 /// A tree being written.
 pub(super) struct Extractor {
@@ -134,10 +135,7 @@ fn write_file<P: Pieces>(
         Ok(file.write_all(piece)?)
     })?;
     if let Some(wanted) = sha256 {
-        ensure!(
-            super::hex(&hash.finalize()) == wanted,
-            "its content is not what the file index says"
-        );
+        ensure!(hex(&hash.finalize()) == wanted, "its content is not what the file index says");
     }
     settle(&file, member)
 }

@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use super::member::{END, Member, padded};
 use super::pack::own_block;
 use super::xz::{self, BlockWriter, Filter};
-use super::{Archive, Packed, Scan, scan, sha256};
+use super::{Archive, Packed, Scan, scan};
+use crate::hash::sha256;
 use crate::manifest::{
     Capability, FILES_MEMBER, FileEntry, FileIndex, FileKind, Hashed, Inputs, MANIFEST_MEMBER,
     Manifest, Owner, Payload, SCHEMA, Segment, SetId,

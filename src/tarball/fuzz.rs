@@ -23,6 +23,7 @@ use super::fixture::{Cage, quiet};
 use super::member::{END, Members};
 use super::rules::{Rules, check_index};
 use super::{Archive, Opening, pax, restore_tree, save_tree, xz};
+use crate::hash::sha256;
 use crate::manifest::FileIndex;
 use crate::profile;
 use crate::release::{App, EnvironmentRecord};
@@ -226,7 +227,7 @@ impl Target {
             let mut new: Vec<_> = new.map(|(outcome, number)| (outcome, &pool[*number])).collect();
             new.sort_by_key(|(_, input)| input.len());
             for (outcome, input) in new.into_iter().take(KEPT) {
-                let name = &super::sha256(outcome.as_bytes())[..16];
+                let name = &sha256(outcome.as_bytes())[..16];
                 fs::write(directory(self.name).join(name), input).expect("a file");
             }
         }

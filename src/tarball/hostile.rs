@@ -11,7 +11,8 @@ use super::fixture::{
 };
 use super::member::END;
 use super::xz::{BlockWriter, Filter};
-use super::{Archive, hex, restore_tree, sha256};
+use super::{Archive, restore_tree};
+use crate::hash::{hex, sha256};
 use crate::manifest::{
     Capability, FileEntry, FileIndex, FileKind, Hashed, Payload, SCHEMA, Segment, SetId,
 };

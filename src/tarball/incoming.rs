@@ -4,6 +4,7 @@
 use anyhow::{Result, bail, ensure};
 
 use super::PIECE;
+use super::foreign;
 use super::opening::Blocks;
 use super::xz::{self, BLOCK_HEADER, Block, END_SIZE};
 
@@ -30,7 +31,7 @@ impl<'a> Incoming<'a> {
             // What it is instead is told by more of it.
             start.extend(incoming.take(PIECE)?);
         }
-        xz::check_head(&start)?;
+        foreign::check_head(&start)?;
         Ok(incoming)
     }
 
@@ -56,7 +57,7 @@ impl Blocks for Incoming<'_> {
         let head = self.take(BLOCK_HEADER)?;
         match head.first() {
             Some(0) => bail!("not a farmctl node tarball: it has {} xz blocks", self.count),
-            _ if head.len() < BLOCK_HEADER => return xz::cut_short(self.at),
+            _ if head.len() < BLOCK_HEADER => return foreign::cut_short(self.at),
             _ => {}
         }
         let Some(block) = xz::parse_header(&head, at) else {
@@ -66,7 +67,7 @@ impl Blocks for Incoming<'_> {
             } else {
                 Vec::new()
             };
-            return xz::foreign(&start, at);
+            return foreign::refuse_foreign(&start, at);
         };
         self.count += 1;
         Ok(block)
@@ -81,7 +82,7 @@ impl Blocks for Incoming<'_> {
                 let bytes = self.take(count)?;
                 feed(&bytes)?;
                 if bytes.len() < count {
-                    return xz::cut_short(self.at);
+                    return foreign::cut_short(self.at);
                 }
                 left -= count as u64;
             }

@@ -7,6 +7,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::pax;
+use crate::hash::hex;
 use crate::manifest::{FileEntry, FileKind};
 
 /// Size of a tar block, bytes.
@@ -205,7 +206,7 @@ impl Member {
         }
         if self.capability != expected.capability {
             let words = |value: &Option<Vec<u8>>| match value {
-                Some(value) => super::hex(value),
+                Some(value) => hex(value),
                 None => "none".to_owned(),
             };
             differences.push(format!(

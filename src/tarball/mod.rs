@@ -15,6 +15,7 @@
 //! | `xz` | blocks, index and ends of the stream |
 //! | `decode` | blocks decoded in threads, read in order |
 //! | `incoming` | blocks out of a pipe |
+//! | `foreign` | what is no tarball, told by what it is instead |
 //! | `opening` | the members before the payload |
 //! | `pack`, `archive`, `extract`, `patch`, `compare`, `plain` | what the recipes call |
 
@@ -22,6 +23,7 @@ mod archive;
 mod compare;
 mod decode;
 mod extract;
+mod foreign;
 mod incoming;
 mod member;
 mod opening;
@@ -60,25 +62,3 @@ pub type Progress<'a> = &'a (dyn Fn(u64, u64) -> anyhow::Result<()> + Sync);
 
 /// Pieces files are read and written in, bytes.
 const PIECE: usize = 256 << 10;
-
-/// Bytes as lower-case hexadecimal digits.
-fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |value: u8| char::from(DIGITS[usize::from(value)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
-}
-
-/// The bytes that lower-case hexadecimal digits stand for.
-fn from_hex(digits: &str) -> Option<Vec<u8>> {
-    let bytes = digits.as_bytes().chunks(2);
-    let bytes: Option<Vec<u8>> =
-        bytes.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect();
-    // Anything else that parses, such as a sign, is not what `hex` writes.
-    bytes.filter(|bytes| hex(bytes) == digits)
-}
-
-/// SHA-256 of bytes, hex.
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    hex(&sha2::Sha256::digest(bytes))
-}

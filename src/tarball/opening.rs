@@ -10,7 +10,7 @@ use super::member::{BLOCK, END, Member, Members};
 use super::rules::{check_capability, check_index};
 use super::walk::SET_ID;
 use super::xz::Block;
-use super::{from_hex, sha256};
+use crate::hash::{from_hex, sha256};
 use crate::manifest::{
     self, ENTRIES_LIMIT, FILES_LIMIT, FILES_MEMBER, FileIndex, FileKind, MANIFEST_LIMIT,
     MANIFEST_MEMBER, Manifest, SCHEMA, SIGNATURE_LIMIT, SIGNATURE_MEMBER, Segment, SetId,

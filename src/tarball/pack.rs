@@ -1,5 +1,6 @@
 //! Packing a scanned tree into a node tarball.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -11,11 +12,12 @@ use std::thread;
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
+use super::Progress;
 use super::member::{END, Member, padded};
 use super::segment::{self, SegmentCache};
 use super::walk::{Scan, Tree, capability_of, read_file};
 use super::xz::{self, Block, BlockWriter, Filter};
-use super::{Progress, hex, sha256};
+use crate::hash::{from_hex, hex, sha256};
 use crate::manifest::{
     FILES_LIMIT, FILES_MEMBER, FileEntry, FileKind, Hashed, MANIFEST_LIMIT, MANIFEST_MEMBER,
     Manifest, Payload, SCHEMA, Segment,
@@ -81,10 +83,17 @@ pub(super) fn pack_cut(
     let plan = segment::plan(&source.members, source.entries, cut);
     let directory = out.parent().filter(|parent| !parent.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
-    let segments = Encoding::new(&source, &plan, cache, progress).run(directory, threads)?;
-
     let files = to_json(&scan.index)?;
     ensure!(files.len() as u64 <= FILES_LIMIT, "the file index is larger than {FILES_LIMIT} bytes");
+    let spool = tempfile::tempfile_in(directory)?;
+    let (segments, second) = thread::scope(|scope| {
+        let second = || own_block(&spool, 0, FILES_MEMBER, &files, scan.epoch);
+        let second = scope.spawn(second);
+        let segments = Encoding::new(&source, &plan, cache, progress).run(directory, threads);
+        (segments, join(second.join()))
+    });
+    let (segments, second) = (segments?, second?);
+
     let manifest = Manifest {
         schema: SCHEMA,
         files: Hashed { size: files.len() as u64, sha256: sha256(&files) },
@@ -113,9 +122,7 @@ pub(super) fn pack_cut(
         "the manifest is larger than {MANIFEST_LIMIT} bytes"
     );
 
-    let spool = tempfile::tempfile_in(directory)?;
-    let first = own_block(&spool, 0, MANIFEST_MEMBER, &bytes, manifest.epoch)?;
-    let second = own_block(&spool, first.xz_size(), FILES_MEMBER, &files, manifest.epoch)?;
+    let first = own_block(&spool, second.xz_size(), MANIFEST_MEMBER, &bytes, manifest.epoch)?;
     let mut blocks = vec![(&spool, first), (&spool, second)];
     blocks.extend(segments.blocks.iter().map(|made| (&segments.spools[made.spool], made.block)));
     let file = File::create(out)?;
@@ -163,7 +170,7 @@ impl<'a> Source<'a> {
         let entries = scan.index.files.as_slice();
         let member = |entry: &FileEntry| {
             let value = capabilities.get(entry.path.as_str());
-            Member::of_entry(entry, value.and_then(|value| super::from_hex(value)))
+            Member::of_entry(entry, value.and_then(|value| from_hex(value)))
         };
         let members = entries.iter().map(member).collect();
         Ok(Source { tree: Tree::open(tree)?, entries, members })
@@ -241,6 +248,8 @@ struct Segments {
 struct Encoding<'a> {
     source: &'a Source<'a>,
     plan: &'a [Range<usize>],
+    /// Numbers of the segments, the largest first: none takes long when the others are done.
+    order: Vec<usize>,
     cache: Option<&'a SegmentCache>,
     next: AtomicUsize,
     done: AtomicU64,
@@ -256,9 +265,14 @@ impl<'a> Encoding<'a> {
         cache: Option<&'a SegmentCache>,
         progress: Progress<'a>,
     ) -> Self {
-        let total = source.members.iter().map(Member::archived).sum::<u64>() + END.len() as u64;
+        let size = |range: Range<usize>| -> u64 {
+            source.members[range].iter().map(Member::archived).sum()
+        };
+        let total = size(0..source.members.len()) + END.len() as u64;
+        let mut order: Vec<usize> = (0..plan.len()).collect();
+        order.sort_by_cached_key(|number| Reverse(size(plan[*number].clone())));
         let (next, done, stop) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-        Encoding { source, plan, cache, next, done, total, stop, progress }
+        Encoding { source, plan, order, cache, next, done, total, stop, progress }
     }
 
     fn run(&self, directory: &Path, threads: usize) -> Result<Segments> {
@@ -312,8 +326,9 @@ impl<'a> Encoding<'a> {
         let mut made = Vec::new();
         let mut end = 0;
         loop {
-            let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(range) = self.plan.get(number) else { return Ok(made) };
+            let next = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(&number) = self.order.get(next) else { return Ok(made) };
+            let range = &self.plan[number];
             let cached = self.cache.map(|cache| (cache, self.source.key(range.clone())));
             if let Some((cache, key)) = &cached {
                 if let Some((block, sha256)) = cache.find(key, spool, end)? {

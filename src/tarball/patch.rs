@@ -12,6 +12,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::{UnlinkatFlags, syncfs, unlinkat};
 
+use super::Progress;
 use super::archive::Archive;
 use super::compare::compare;
 use super::decode::decode_blocks;
@@ -19,7 +20,7 @@ use super::extract::{Opened, settle, write};
 use super::member::Members;
 use super::segment::contents;
 use super::walk::Tree;
-use super::{Progress, from_hex};
+use crate::hash::from_hex;
 use crate::manifest::{Capability, FileEntry, FileIndex, FileKind};
 
 /// What is to be done to the tree of one release for it to be that of another.

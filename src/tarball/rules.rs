@@ -6,6 +6,7 @@
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::member::{Body, Member};
+use crate::hash::hex;
 use crate::manifest::{ENTRIES_LIMIT, FileIndex};
 
 /// Longest path and longest link target, bytes: PATH_MAX without its final zero.
@@ -147,7 +148,7 @@ pub(super) fn check_capability(value: &[u8]) -> Result<()> {
     ensure!(
         value.len() == 20 && version == Some(2),
         "capabilities that are not of version 2: {}",
-        super::hex(value)
+        hex(value)
     );
     Ok(())
 }

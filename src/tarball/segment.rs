@@ -15,8 +15,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::member::Member;
 use super::xz::{self, Block};
-use super::{from_hex, hex};
 use crate::file;
+use crate::hash::{from_hex, hex};
 use crate::manifest::{FileEntry, FileIndex, FileKind, Manifest, Owner, Segment};
 
 /// Bytes of a SHA-256.
@@ -198,7 +198,7 @@ impl SegmentCache {
                 Ok(())
             })?;
             ensure!(found == sha256, "it is not what was written");
-            let hash = super::from_hex(sha256).context("it is a SHA-256")?;
+            let hash = from_hex(sha256).context("it is a SHA-256")?;
             kept.as_file().write_all_at(&hash, end)?;
             kept.persist(self.directory.join(key))?;
             Ok(())

@@ -9,8 +9,9 @@ use std::path::Path;
 use super::fixture::{
     Cage, EPOCH, NET_RAW, describe, has, noise, packed, quiet, run, sample, scanned, tarball,
 };
-use super::{Archive, Difference, compare, pack, restore_tree, save_tree, scan, sha256};
+use super::{Archive, Difference, compare, pack, restore_tree, save_tree, scan};
 use crate::error::{Exit, exit_of, hint_of, interrupted};
+use crate::hash::{hex, sha256};
 use crate::manifest::{FileKind, Owner};
 
 fn open(path: &Path) -> Archive {
@@ -94,7 +95,7 @@ fn set_id_files_and_capabilities_are_listed() {
     assert_eq!(listed, [("usr/bin/su", 0o4755), ("usr/bin/wall", 0o2755)]);
     assert_eq!(scan.capabilities.len(), 1);
     assert_eq!(scan.capabilities[0].path, "usr/bin/ping");
-    assert_eq!(scan.capabilities[0].value, super::hex(NET_RAW));
+    assert_eq!(scan.capabilities[0].value, hex(NET_RAW));
     let entry = |path: &str| {
         let found = scan.index.files.iter().find(|entry| entry.path == path);
         found.expect("it is in the tree").clone()

@@ -10,6 +10,7 @@ use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::dir::Dir;
@@ -22,7 +23,9 @@ use xattr::FileExt as _;
 use super::member::{Body, CAPABILITY, Member};
 use super::rules::{LOST_AND_FOUND, Rules};
 use super::{PIECE, Progress};
+use crate::hash::hex;
 use crate::manifest::{Capability, FileEntry, FileIndex, FileKind, Owner, SCHEMA, SetId};
+use crate::parallel;
 
 /// The set-user-ID and set-group-ID bits.
 pub(super) const SET_ID: u32 = 0o6000;
@@ -71,11 +74,8 @@ fn scan_tree(
     let root = Tree::open(tree)?;
     let all = root.walk()?;
     let total = all.iter().map(Found::content).sum();
-    let mut files = Vec::with_capacity(all.len());
-    let (mut set_id, mut capabilities) = (Vec::new(), Vec::new());
-    let mut rules = Rules::default();
-    let mut done = 0;
-    for found in &all {
+    let done = AtomicU64::new(0);
+    let described = parallel::each(&all, parallel::processors(), |found| {
         let (mut member, file) = root.describe(&all, found)?;
         member.mtime = member.mtime.min(epoch);
         let kind = match (&member.body, file) {
@@ -84,25 +84,30 @@ fn scan_tree(
             (Body::HardLink { target }, _) => FileKind::HardLink { target: target.clone() },
             (Body::File { size }, Some(file)) => {
                 let sha256 = read_file(&file, *size, &mut |piece| {
-                    done += piece.len() as u64;
-                    progress(done, total)
+                    let count = piece.len() as u64;
+                    progress(done.fetch_add(count, Ordering::Relaxed) + count, total)
                 })
                 .with_context(|| format!("reading {}", member.path))?;
                 FileKind::File { size: *size, sha256 }
             }
             (Body::File { .. }, None) => unreachable!("files come with a descriptor"),
         };
+        Ok((member, kind))
+    })?;
+    let mut files = Vec::with_capacity(all.len());
+    let (mut set_id, mut capabilities) = (Vec::new(), Vec::new());
+    let mut rules = Rules::default();
+    for (member, kind) in described {
         let Member { path, mode, uid, gid, mtime, .. } = member.clone();
         if mode & SET_ID != 0 && member.body != Body::Directory {
             set_id.push(SetId { path: path.clone(), mode, uid, gid });
         }
         if let Some(value) = &member.capability {
-            capabilities.push(Capability { path: path.clone(), value: super::hex(value) });
+            capabilities.push(Capability { path: path.clone(), value: hex(value) });
         }
         rules.admit(member)?;
         let owner = owner_of(&path);
         files.push(FileEntry { path, kind, mode, uid, gid, mtime, owner });
-        progress(done, total)?;
     }
     let index = FileIndex { schema: SCHEMA, files };
     Ok(Scan { index, set_id, capabilities, epoch, content: total })
@@ -354,7 +359,7 @@ pub(super) fn read_file(
         sink(&buffer[..count])?;
     }
     ensure!(left == 0, "it shrank while it was read");
-    Ok(super::hex(&hash.finalize()))
+    Ok(hex(&hash.finalize()))
 }
 
 /// Whether a directory is empty, `lost+found` aside.

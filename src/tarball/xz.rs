@@ -15,10 +15,12 @@ use sha2::{Digest as _, Sha256};
 use xz2::stream::{Action, Filters, LzmaOptions, Status, Stream, TELL_UNSUPPORTED_CHECK};
 
 use super::PIECE;
+use super::foreign::{check_head, cut_short, refuse_foreign};
 use crate::error::refuse;
+use crate::hash::hex;
 
 /// What every .xz file begins with.
-const MAGIC: [u8; 6] = [0xfd, b'7', b'z', b'X', b'Z', 0];
+pub(super) const MAGIC: [u8; 6] = [0xfd, b'7', b'z', b'X', b'Z', 0];
 /// Stream flags: CRC64.
 const FLAGS: [u8; 2] = [0, 4];
 /// Size of the stream's header and of its footer, bytes.
@@ -33,9 +35,10 @@ const PRESET: u32 = 6;
 /// Most blocks of a stream that is read: 1 TiB of segments.
 const BLOCKS_LIMIT: usize = 1 << 16;
 /// Memory a decoder may take, bytes. LZMA2 as we admit it has an 8 MiB dictionary.
-const DECODER_LIMIT: u64 = 32 << 20;
+pub(super) const DECODER_LIMIT: u64 = 32 << 20;
 /// What to do about a file that is not whole.
-const COPY_AGAIN: &str = "copy the file again from where it was baked and compare its sha256sum";
+pub(super) const COPY_AGAIN: &str =
+    "copy the file again from where it was baked and compare its sha256sum";
 
 /// What a block's bytes go through before they are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,7 +260,7 @@ pub(super) fn hash_range(
         hash.update(piece);
         sink(piece)
     })?;
-    Ok(super::hex(&hash.finalize()))
+    Ok(hex(&hash.finalize()))
 }
 
 /// Reads a range of a file in pieces; an error if the file ends before it.
@@ -310,31 +313,6 @@ pub(super) fn first_block(file: &File) -> Result<Option<Block>> {
     Ok(parse_header(&head, 0))
 }
 
-/// Checks that a stream begins as [`assemble`] writes it; `start` is its first bytes, and
-/// more than its header, where there are more, to tell what it is instead.
-pub(super) fn check_head(start: &[u8]) -> Result<()> {
-    let head = &start[..start.len().min(stream_header().len())];
-    if head.is_empty() || !head.starts_with(&MAGIC[..head.len().min(MAGIC.len())]) {
-        let what = other_kind(start).map_or(String::new(), |kind| format!(" but {kind}"));
-        return refuse(
-            format!("not an .xz file{what}"),
-            "give a node tarball: what farmctl bake writes",
-        );
-    }
-    if head.len() < stream_header().len() {
-        return cut_short(head.len() as u64);
-    }
-    if head != stream_header() {
-        return foreign(start, 0);
-    }
-    Ok(())
-}
-
-/// Says that a stream ends at this byte, and not where it should.
-pub(super) fn cut_short<T>(at: u64) -> Result<T> {
-    refuse(format!("cut short at byte {at}"), COPY_AGAIN)
-}
-
 /// Finds the blocks of a file that is one stream as [`assemble`] writes it and nothing
 /// more. Reads a few bytes of each block.
 ///
@@ -365,7 +343,7 @@ pub(super) fn read_layout(file: &File) -> Result<Vec<Block>> {
             Some(_) => {}
         }
         let Some(block) = parse_header(&head, at) else {
-            return foreign(&read(0, PIECE)?, at);
+            return refuse_foreign(&read(0, PIECE)?, at);
         };
         at += block.xz_size();
         if at > length {
@@ -415,59 +393,6 @@ pub(super) fn mended(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// What a file is that does not begin like an .xz file, in words, where its first bytes
-/// tell: what people have at hand instead, and what downloads turn out to be.
-fn other_kind(start: &[u8]) -> Option<&'static str> {
-    let head = &start[..start.len().min(512)];
-    let kinds: [(&[u8], &str); 8] = [
-        (b"\x1f\x8b", "a gzip file"),
-        (b"\x28\xb5\x2f\xfd", "a zstd file"),
-        (b"BZh", "a bzip2 file"),
-        (b"\x5d\0\0", "an .lzma file"),
-        (b"PK\x03\x04", "a zip file"),
-        (b"!<arch>\n", "a Debian package"),
-        (b"untrusted comment: ", "a key or signature of minisign"),
-        (b"{", "JSON"),
-    ];
-    let page = |head: &[u8]| {
-        let text = String::from_utf8_lossy(head).trim_start().to_ascii_lowercase();
-        text.starts_with("<!doctype") || text.starts_with("<html")
-    };
-    match kinds.iter().find(|(magic, _)| head.starts_with(magic)) {
-        Some((_, kind)) => Some(kind),
-        None if head.get(257..262) == Some(b"ustar") => Some("a tar that is not compressed"),
-        None if page(head) => Some("a web page"),
-        None => None,
-    }
-}
-
-/// Says why a stream is not one of ours: by the first tar member where its first bytes
-/// have one.
-pub(super) fn foreign<T>(start: &[u8], at: u64) -> Result<T> {
-    match first_member(start) {
-        Some(name) if name != crate::manifest::MANIFEST_MEMBER => refuse(
-            format!("not a farmctl node tarball: the first member is {name}"),
-            "give a node tarball: what farmctl bake writes",
-        ),
-        _ => refuse(
-            format!("the xz stream at byte {at} is damaged, or another program compressed it"),
-            COPY_AGAIN,
-        ),
-    }
-}
-
-fn first_member(start: &[u8]) -> Option<String> {
-    let mut decoder = Stream::new_stream_decoder(DECODER_LIMIT, TELL_UNSUPPORTED_CHECK).ok()?;
-    let mut output = Vec::with_capacity(super::member::BLOCK);
-    // What has come out counts, whatever the decoder thinks of the rest.
-    if decoder.process_vec(start, &mut output, Action::Run).is_err() && output.len() < 100 {
-        return None;
-    }
-    let name = output.get(..100)?.split(|byte| *byte == 0).next()?;
-    let name = std::str::from_utf8(name).ok()?;
-    (!name.is_empty() && !name.contains(char::is_control)).then(|| name.to_owned())
-}
-
 /// Decodes one block, in pieces. Where the SHA-256 of its bytes is known, hex, they are
 /// checked before anything is decoded, and again while they are.
 pub(super) fn decode(
@@ -490,7 +415,7 @@ pub(super) fn decode(
         })?;
         // Again, because the file may have been changed in between.
         match sha256 {
-            Some(wanted) if super::hex(&hash.finalize_reset()) != wanted => damaged(),
+            Some(wanted) if hex(&hash.finalize_reset()) != wanted => damaged(),
             _ => Ok(()),
         }
     };

@@ -155,7 +155,7 @@ fn virtualenv(baking: &Baking, requirements: &str) -> Option<Virtualenv> {
     let profile = &baking.source.profile;
     let (python, choice) = (profile.python.as_ref()?, baking.choice.as_ref()?);
     let builds = |locked: &lockfile::Python| {
-        crate::hash::hex(lockfile::requirements(&locked.build).as_bytes())
+        crate::hash::sha256(lockfile::requirements(&locked.build).as_bytes())
     };
     Some(Virtualenv {
         path: profile.virtualenv(),
@@ -164,7 +164,7 @@ fn virtualenv(baking: &Baking, requirements: &str) -> Option<Virtualenv> {
             Choice::Pip => "pip".to_owned(),
             Choice::Uv(_) | Choice::FetchUv => "uv".to_owned(),
         },
-        requirements: crate::hash::hex(requirements.as_bytes()),
+        requirements: crate::hash::sha256(requirements.as_bytes()),
         builds: locked::python(&baking.source).map(builds).unwrap_or_default(),
     })
 }
