@@ -119,6 +119,22 @@ pub fn export_session(
     }
 }
 
+/// The same again, if it was done before: the files were changed once more.
+///
+/// # Errors
+/// As [`export_static`].
+pub fn export_session_again(
+    manifest: &Manifest,
+    session: &str,
+    tree: &Path,
+    layout: &Layout,
+) -> Result<()> {
+    match generation(&layout.static_export(&manifest.name, session))? {
+        Some(_) => export_session(manifest, session, tree, layout),
+        None => Ok(()),
+    }
+}
+
 /// The newest number of what was exported of a session.
 fn generation(all: &Path) -> Result<Option<u64>> {
     Ok(file::names_in(all)?.iter().filter_map(|name| name.parse().ok()).max())

@@ -13,6 +13,8 @@ use anyhow::{Context as _, Error, Result};
 use crate::chroot;
 use crate::edit::{Edit, Kind};
 use crate::error::refuse;
+use crate::front;
+use crate::hash;
 use crate::inside::{Inside, Owner};
 use crate::manifest::{FileEntry, FileIndex, FileKind};
 use crate::mount;
@@ -109,7 +111,8 @@ pub fn apply(tree: &Path, contents: &Path, changes: &[Change<'_>]) -> Result<()>
 }
 
 /// Puts files of a project where a tree of the profile has them, as a bake would: owned by
-/// root, 0644 or 0755, with the time `epoch` and their byte code.
+/// root, 0644 or 0755, with the time `epoch` and their byte code. Answers the paths of those
+/// that are other files now than the edits have: saved again meanwhile.
 ///
 /// # Errors
 /// When one cannot be read or put there: the rest may be.
@@ -119,7 +122,7 @@ pub fn place(
     edits: &[Edit],
     profile: &Profile,
     epoch: i64,
-) -> Result<()> {
+) -> Result<Vec<PathBuf>> {
     let inside = Inside::open(tree)?;
     // From the last on: what is in a directory goes before it, and what is in its place now
     // before anything else can be.
@@ -142,25 +145,27 @@ pub fn place(
             inside.remove(&edit.path)?;
         }
     }
-    let mut sources = Vec::new();
+    let (mut sources, mut others) = (Vec::new(), Vec::new());
     for Edit { path, after, .. } in edits {
         let Some((from, kind)) = after else { continue };
         match kind {
             Kind::Directory => inside.make_directory(path, 0o755, Owner::ROOT)?,
             Kind::Link(target) => inside.link(path, target, Owner::ROOT)?,
-            Kind::File { program, .. } => {
+            Kind::File { program, sha256 } => {
                 let from = project.join(from);
                 let bytes =
                     fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
                 let mode = if *program { 0o755 } else { 0o644 };
                 inside.publish(path, &bytes, mode, Owner::ROOT)?;
                 sources.extend(is_source(path).then(|| path.clone()));
+                others.extend((hash::sha256(&bytes) != *sha256).then(|| path.clone()));
             }
             Kind::Unknown => continue,
         }
         inside.set_time(path, epoch)?;
     }
-    compile(&inside, tree, &sources, profile, epoch)
+    compile(&inside, tree, &sources, profile, epoch)?;
+    Ok(others)
 }
 
 fn is_source(path: &Path) -> bool {
@@ -249,11 +254,13 @@ pub fn undo(node: &Node, app: &App, to: &str) -> Result<()> {
         schroot::recover(&session.name)?;
     }
     let back = changes(&after, &before, &session::written_paths(&manifest));
+    let mount = schroot::mount_of(&session.name);
     mount::in_private_namespace(|| {
         let tree = storage.open(&release.volume, Access::ReadOnly)?;
-        apply(&schroot::mount_of(&session.name), tree.path(), &back)?;
+        apply(&mount, tree.path(), &back)?;
         tree.close()
     })?;
+    front::export_session_again(&manifest, &session.name, &mount, layout)?;
     let supervisor = supervise::detect(layout);
     let served =
         Served { app, session, manifest: &manifest, node, supervisor: supervisor.as_ref() };
@@ -392,7 +399,7 @@ mod tests {
         };
         let gone =
             |path: &str| Edit { path: path.into(), before: Some(Kind::Unknown), after: None };
-        let file = |program| Kind::File { sha256: String::new(), program };
+        let file = |program| Kind::File { sha256: hash::sha256(b"x = 1\n"), program };
         let edits = [
             gone("/srv/gone"),
             gone("/srv/gone/gone.py"),
@@ -410,7 +417,9 @@ mod tests {
         let text = "schema = 1\nname = \"x\"\nversion = \"1\"\n[environment]\nsuite = \"bookworm\"\n\
                     [[process]]\nname = \"web\"\ncommand = \"x\"\n";
         let profile = crate::profile::parse(text).expect("it is a profile");
-        place(subject.path(), project.path(), &edits, &profile, EPOCH).expect("it can be changed");
+        let others = place(subject.path(), project.path(), &edits, &profile, EPOCH);
+        let others = others.expect("it can be changed");
+        assert_eq!(others, ["/srv/kind", "/srv/run"].map(PathBuf::from), "not as they were seen");
         let found = index(subject.path());
         let named = |entry: &FileEntry| format!("{} {:o} {}", entry.path, entry.mode, entry.mtime);
         let files: Vec<String> =

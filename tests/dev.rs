@@ -9,18 +9,14 @@ mod signal;
 mod web;
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use common::{Farm, Ran, wait_for};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use common::{Farm, wait_for};
+use nix::sys::signal::Signal::SIGINT;
 use serde_json::Value;
-use signal::word;
+use signal::{Working, word};
 use web::get;
 
 const NAME: &str = "developed";
@@ -34,77 +30,6 @@ const GUNICORN: &str = "gunicorn==27.0.1 \
     --hash=sha256:b1514965361c8b7e8107a80aa2a92636878df1ccfac6dd204a676426e04d9e3e\n";
 const SIX: &str =
     "six==1.17.0 --hash=sha256:4721f391ed90541fddacab5acf947aa0d3dc7d27b2e1e8eda2be8970586c3274\n";
-
-/// A `farmctl dev` at work, whose standard error is read line by line.
-struct Dev {
-    child: Child,
-    lines: Receiver<String>,
-    said: String,
-}
-
-impl Dev {
-    #[track_caller]
-    fn start(farm: &Farm, project: &Path) -> Self {
-        let mut dev = Self::begin(farm, project);
-        dev.wait("watching", SOON);
-        dev
-    }
-
-    fn begin(farm: &Farm, project: &Path) -> Self {
-        let mut command = farm.command(&["dev", word(project)]);
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("farmctl can be started");
-        let (send, lines) = channel();
-        let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
-        std::thread::spawn(move || {
-            stderr.lines().map_while(Result::ok).try_for_each(|line| send.send(line))
-        });
-        Self { child, lines, said: String::new() }
-    }
-
-    /// Waits for a line with this in it; answers what was said since the last one.
-    #[track_caller]
-    fn wait(&mut self, what: &str, within: Duration) -> String {
-        let deadline = Instant::now() + within;
-        let mut since = String::new();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(line) = self.lines.recv_timeout(left) else {
-                panic!("{what:?} was not said:\n{}\n--\n{since}", self.said);
-            };
-            since.push_str(&line);
-            since.push('\n');
-            if line.contains(what) {
-                self.said.push_str(&since);
-                return since;
-            }
-        }
-    }
-
-    /// Waits until it ends.
-    fn ended(&mut self) -> Ran {
-        let status = self.child.wait().expect("it is our child");
-        let mut stdout = String::new();
-        let mut pipe = self.child.stdout.take().expect("it is piped");
-        pipe.read_to_string(&mut stdout).expect("it is text");
-        let stderr = self.lines.iter().fold(String::new(), |all, line| all + &line + "\n");
-        Ran { code: status.code().unwrap_or(-1), stdout, stderr }
-    }
-
-    fn interrupt(&self) {
-        let pid = i32::try_from(self.child.id()).expect("a pid fits pid_t");
-        kill(Pid::from_raw(pid), Signal::SIGINT).expect("it has not been waited for");
-    }
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
-            self.interrupt();
-            drop(self.child.wait());
-        }
-    }
-}
 
 /// A copy of the shipped profile `hello` that runs.
 struct Project {
@@ -122,6 +47,19 @@ impl Project {
         project.farm.run(&["install", word(&tarball)]).ok();
         project.farm.run(&["start", NAME]).ok();
         project
+    }
+
+    /// A `farmctl dev` for it, which may not watch yet.
+    fn begin(&self) -> Working {
+        Working::begin(&self.farm, &["dev", word(&self.directory)])
+    }
+
+    /// A `farmctl dev` that watches it.
+    #[track_caller]
+    fn dev(&self) -> Working {
+        let mut dev = self.begin();
+        dev.wait("watching", SOON);
+        dev
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -181,7 +119,7 @@ fn a_saved_file_reaches_the_session_and_what_breaks_it_is_mended_by_the_next_one
     let project = Project::new(|_| ());
     let first = project.read("app/hello.py");
     let named = |name: &str| first.replace("NAME = \"hello\"", &format!("NAME = \"{name}\""));
-    let mut dev = Dev::start(&project.farm, &project.directory);
+    let mut dev = project.dev();
     assert_eq!(project.edited(), [""; 0]);
 
     let saved = Instant::now();
@@ -243,8 +181,7 @@ fn a_saved_file_reaches_the_session_and_what_breaks_it_is_mended_by_the_next_one
 
     project.save("app/hello.py", &named("last"));
     dev.wait("put there", SOON);
-    dev.interrupt();
-    let ran = dev.ended();
+    let ran = dev.end(SIGINT);
     assert_eq!((ran.code, ran.stdout.trim()), (0, format!("http://127.0.0.1:{PORT}/").as_str()));
     let back = "developed goes on as it is: farmctl stop developed and start developed go back";
     assert!(ran.stderr.contains(back), "{}", ran.stderr);
@@ -253,8 +190,9 @@ fn a_saved_file_reaches_the_session_and_what_breaks_it_is_mended_by_the_next_one
 
     // Another one finds what that has left, and what changed meanwhile.
     project.write("app/new.py", "");
-    let mut dev = Dev::start(&project.farm, &project.directory);
-    assert!(dev.said.contains("✓ app/new.py") || dev.said.contains("put there"), "{}", dev.said);
+    let mut dev = project.begin();
+    let said = dev.wait("watching", SOON);
+    assert!(said.contains("put there"), "{said}");
     assert_eq!(project.edited(), ["/srv/hello/app/hello.py", "/srv/hello/app/new.py"]);
     // Nobody is kept from the application meanwhile.
     project.farm.run(&["stop", NAME]).ok();
@@ -277,7 +215,7 @@ fn a_server_that_ends_of_a_change_is_started_again_with_the_next_one() {
         project.write("profile.toml", &text.replace("within = \"30s\" }", "within = \"5s\" }"));
     });
     let first = project.read("app/hello.py");
-    let mut dev = Dev::start(&project.farm, &project.directory);
+    let mut dev = project.dev();
     project.save("app/hello.py", "raise SystemExit('no such thing')\n");
     let said = dev.wait("hint: ", SOON);
     assert!(said.starts_with("error: taking app/hello.py: "), "{said}");
@@ -286,8 +224,7 @@ fn a_server_that_ends_of_a_change_is_started_again_with_the_next_one() {
     let said = dev.wait("put there", SOON);
     assert!(said.contains("put there, web "), "{said}");
     assert_page("again");
-    dev.interrupt();
-    assert_eq!(dev.ended().code, 0);
+    assert_eq!(dev.end(SIGINT).code, 0);
     project.farm.run(&["stop", NAME]).ok();
     project.farm.assert_clean();
 }
@@ -299,7 +236,7 @@ fn what_a_bake_makes_something_of_is_baked_and_upgraded_to() {
         fs::remove_file(project.path("farmctl.lock")).expect("it was copied");
         project.write("requirements.txt", GUNICORN);
     });
-    let mut dev = Dev::start(&project.farm, &project.directory);
+    let mut dev = project.dev();
     let saved = Instant::now();
     project.write("requirements.txt", &format!("{GUNICORN}{SIX}"));
     let said = dev.wait("baked and upgraded to", LATER);
@@ -322,8 +259,15 @@ fn what_a_bake_makes_something_of_is_baked_and_upgraded_to() {
     assert_eq!(project.status()["releases"], serde_json::json!(["1.0.0", "1.0.0.dev2"]));
     project.farm.run(&["verify", NAME, "--session"]).ok();
 
-    // What cannot be read or baked is said, and what served does so still.
+    // One that does not get ready goes again.
     let profile = project.read("profile.toml");
+    project.replace("profile.toml", "gunicorn --bind", "gunicorn --no-such-option --bind");
+    let said = dev.wait("hint: ", LATER);
+    assert!(said.contains("unrecognized arguments: --no-such-option"), "{said}");
+    assert_page("put");
+    assert_eq!(project.status()["releases"], serde_json::json!(["1.0.0", "1.0.0.dev2"]));
+
+    // What cannot be read or baked is said, and what served does so still.
     project.write("profile.toml", "name = ");
     dev.wait("hint: ", SOON);
     project.write("profile.toml", &profile.replace("packages = [\"python3\"]", "packages = []"));
@@ -346,11 +290,10 @@ fn what_a_bake_makes_something_of_is_baked_and_upgraded_to() {
     // The project is not what that release was baked of. What is cut short leaves nothing.
     project.write("requirements.txt", GUNICORN);
     let volumes = project.farm.volumes();
-    let mut dev = Dev::begin(&project.farm, &project.directory);
+    let mut dev = project.begin();
     dev.wait("the release is of other files: baking 1.0.0.dev3", SOON);
     dev.wait("copying app", LATER);
-    dev.interrupt();
-    let ran = dev.ended();
+    let ran = dev.end(SIGINT);
     assert_eq!(ran.code, 130, "{}", ran.stderr);
     project.farm.assert_clean();
     assert_page("1.0.0");

@@ -121,7 +121,7 @@ fn try_snapshot(profile: &Path, watch: &Watch) -> Result<(Source, Snapshot)> {
         // What a step of the build writes is not there yet.
         Some(_) if !source.profile.build.before.is_empty() => String::new(),
         Some(file) => {
-            crate::hash::hex(stage::read_requirements(&source.directory, file)?.as_bytes())
+            crate::hash::sha256(stage::read_requirements(&source.directory, file)?.as_bytes())
         }
         None => String::new(),
     };

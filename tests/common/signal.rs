@@ -4,28 +4,31 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::common::{Farm, Ran};
 
-/// A farmctl at work.
+/// How long a line may take that is waited for without a limit of its own.
+const LINE: Duration = Duration::from_secs(600);
+
+/// A farmctl at work, whose standard error is read line by line.
 pub struct Working {
     child: Option<Child>,
     output: Option<JoinHandle<String>>,
-    stderr: BufReader<std::process::ChildStderr>,
+    lines: Receiver<String>,
     said: String,
 }
 
 impl Working {
-    /// Starts it and waits until a line with `at` in it is on standard error.
-    #[track_caller]
-    pub fn until(farm: &Farm, arguments: &[&str], at: &str) -> Self {
+    /// Starts it.
+    pub fn begin(farm: &Farm, arguments: &[&str]) -> Self {
         let mut command = farm.command(arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        #[expect(clippy::zombie_processes, reason = "Drop and end wait for it")]
         let mut child = command.spawn().expect("farmctl can be started");
         let mut stdout = child.stdout.take().expect("it is piped");
         let output = std::thread::spawn(move || {
@@ -33,17 +36,36 @@ impl Working {
             stdout.read_to_string(&mut text).expect("it is text");
             text
         });
-        let mut stderr = BufReader::new(child.stderr.take().expect("it is piped"));
-        let mut said = String::new();
+        let stderr = BufReader::new(child.stderr.take().expect("it is piped"));
+        let (send, lines) = channel();
+        std::thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).try_for_each(|line| send.send(line))
+        });
+        Self { child: Some(child), output: Some(output), lines, said: String::new() }
+    }
+
+    /// Starts it and waits until a line with `at` in it is on standard error.
+    #[track_caller]
+    pub fn until(farm: &Farm, arguments: &[&str], at: &str) -> Self {
+        let mut working = Self::begin(farm, arguments);
+        working.wait(at, LINE);
+        working
+    }
+
+    /// Waits for a line with `at` in it; answers what was said since the one waited for before.
+    #[track_caller]
+    pub fn wait(&mut self, at: &str, within: Duration) -> String {
+        let deadline = Instant::now() + within;
+        let before = self.said.len();
         loop {
-            let mut line = String::new();
-            if stderr.read_line(&mut line).expect("it is text") == 0 {
-                drop(child.wait());
-                panic!("farmctl {arguments:?} ended before it said {at:?}:\n{said}");
-            }
-            said.push_str(&line);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(line) = self.lines.recv_timeout(left) else {
+                panic!("farmctl did not say {at:?}:\n{}", self.said);
+            };
+            self.said.push_str(&line);
+            self.said.push('\n');
             if line.contains(at) {
-                return Self { child: Some(child), output: Some(output), stderr, said };
+                return self.said[before..].to_owned();
             }
         }
     }
@@ -53,27 +75,32 @@ impl Working {
         self.child.as_ref().expect("it has not been waited for").id()
     }
 
-    /// Sends it a signal and waits until it has ended. The code is -1 if the signal
-    /// itself ended it.
-    pub fn end(mut self, signal: Signal) -> Ran {
-        let pid = i32::try_from(self.pid()).expect("a pid fits pid_t");
-        kill(Pid::from_raw(pid), signal).expect("it has not been waited for");
-        self.stderr.read_to_string(&mut self.said).expect("it is text");
+    fn signal(&self, signal: Signal) -> nix::Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.pid()).expect("a pid fits pid_t")), signal)
+    }
+
+    /// Sends it a signal and waits until it has ended.
+    pub fn end(self, signal: Signal) -> Ran {
+        self.signal(signal).expect("it has not been waited for");
+        self.ended()
+    }
+
+    /// Waits until it has ended. The code is -1 if a signal ended it.
+    pub fn ended(mut self) -> Ran {
+        let rest: String = self.lines.iter().map(|line| line + "\n").collect();
         let mut child = self.child.take().expect("it has not been waited for");
         let status = child.wait().expect("it is our child");
         let stdout = self.output.take().expect("it is there").join().expect("it is text");
-        Ran { code: status.code().unwrap_or(-1), stdout, stderr: std::mem::take(&mut self.said) }
+        let stderr = std::mem::take(&mut self.said) + &rest;
+        Ran { code: status.code().unwrap_or(-1), stdout, stderr }
     }
 }
 
 impl Drop for Working {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // A test that failed: farmctl undoes what it began.
-            let pid = i32::try_from(child.id()).expect("a pid fits pid_t");
-            if kill(Pid::from_raw(pid), Signal::SIGTERM).is_ok() {
-                drop(child.wait());
-            }
+        // A test that failed: farmctl undoes what it began.
+        if self.child.is_some() && self.signal(Signal::SIGTERM).is_ok() {
+            drop(self.child.take().map(|mut child| child.wait()));
         }
     }
 }

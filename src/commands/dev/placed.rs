@@ -72,21 +72,26 @@ impl Dev<'_> {
         let Started { session, manifest, .. } = &self.started;
         let mount = schroot::mount_of(&session.name);
         let (project, profile) = (&self.source.directory, &manifest.profile);
-        let put = revise::place(&mount, project, edits, profile, manifest.epoch).and_then(|()| {
-            if edits.iter().any(|edit| front::serves(layout, manifest, &edit.path)) {
-                front::export_session(manifest, &session.name, &mount, layout)?;
+        let put =
+            revise::place(&mount, project, edits, profile, manifest.epoch).and_then(|others| {
+                if edits.iter().any(|edit| front::serves(layout, manifest, &edit.path)) {
+                    front::export_session(manifest, &session.name, &mount, layout)?;
+                }
+                Ok(others)
+            });
+        let unknown = |path: PathBuf| (path, (PathBuf::new(), Kind::Unknown));
+        match put {
+            Ok(others) => {
+                self.placed = wanted;
+                self.placed.extend(others.into_iter().map(unknown));
+                self.known = Some(self.seen.clone());
+                Ok(())
             }
-            Ok(())
-        });
-        if let Err(error) = put {
-            for edit in edits {
-                self.placed.insert(edit.path.clone(), (PathBuf::new(), Kind::Unknown));
+            Err(error) => {
+                self.placed.extend(paths(edits).into_iter().map(unknown));
+                Err(error)
             }
-            return Err(error);
         }
-        self.placed = wanted;
-        self.known = Some(self.seen.clone());
-        Ok(())
     }
 
     /// Has state say what the session has not as its release.

@@ -166,7 +166,7 @@ impl Revision<'_> {
         };
         storage.seal(&volume, Access::ReadOnly)?;
         let files = serde_json::to_vec(&index).context("writing the file index")?;
-        manifest.files = Hashed { size: files.len() as u64, sha256: crate::hash::hex(&files) };
+        manifest.files = Hashed { size: files.len() as u64, sha256: crate::hash::sha256(&files) };
         let text = serde_json::to_vec(&manifest).context("writing the manifest")?;
         incoming::keep(&manifest, &text, None, &files, self.node, transaction)?;
         transaction.intend(Object::Chroot { name: layout::release_chroot(&app.name, version) })?;
@@ -180,7 +180,7 @@ impl Revision<'_> {
         )?)?;
         let release = Release {
             version: version.to_owned(),
-            identity: crate::hash::hex(&text),
+            identity: crate::hash::sha256(&text),
             storage: storage_name,
             volume,
             installed: node::now(),
@@ -321,6 +321,7 @@ impl Revision<'_> {
         })?;
         let mut served = self.started.served(self.node, self.supervisor);
         served.manifest = &made.manifest;
+        front::export_session_again(&made.manifest, &session.name, &mount, self.node.layout())?;
         served.make_way()?;
         for process in &manifest.profile.processes {
             ui.step(format!("reloading the process {}", process.name));
