@@ -46,7 +46,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Forks the environment, or a tree of it that is kept.
+    /// Forks the environment, or a tree of it that is kept; lies over it only, unless it `stays`
+    /// to be looked at when the other one may have gone.
     ///
     /// # Errors
     /// When there is no room.
@@ -54,6 +55,7 @@ impl Stage {
         storage: &dyn Storage,
         environment: &EnvironmentRecord,
         kept: Option<&Kept>,
+        stays: bool,
         layout: &Layout,
         transaction: &mut Transaction,
     ) -> Result<Self> {
@@ -61,7 +63,11 @@ impl Stage {
         transaction
             .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
         let from = kept.map_or(&environment.volume, |kept| &kept.volume);
-        storage.fork(from, &volume, &transaction.mark())?;
+        if stays {
+            storage.fork(from, &volume, &transaction.mark())?;
+        } else {
+            storage.layer(from, &volume, &transaction.mark())?;
+        }
         let tree = storage.open(&volume, Access::ReadWrite)?;
         let EnvironmentRecord { suite, architecture, epoch, .. } = environment;
         let mut stage = Self::enter(tree, volume, (suite, architecture), *epoch, layout)?;

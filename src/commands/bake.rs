@@ -214,7 +214,12 @@ fn plan(baking: &Baking) -> Result<Plan> {
     let Found { kept, said } = baking::find(baking)?;
     let done = kept.as_ref().map(|kept| kept.step);
     let from = baking.begins_with(kept.as_ref());
-    plan.commands(format!("fork volume {from}"), baking.storage.describe_fork(from, "fv-stage-…")?);
+    let (storage, stage) = (baking.storage.as_ref(), "fv-stage-…");
+    let commands = match baking.keep {
+        true => storage.describe_fork(from, stage)?,
+        false => storage.describe_layer(from, stage)?,
+    };
+    plan.commands(format!("fork volume {from}"), commands);
     for line in said {
         plan.step(line);
     }

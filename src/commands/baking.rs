@@ -211,8 +211,9 @@ pub(super) fn bake(
     let from = baking.begins_with(kept.as_ref());
     ui.step(format!("forking volume {from}"));
     let storage = baking.storage.as_ref();
+    let Baking { environment, keep, .. } = baking;
     let stage =
-        Stage::open(storage, &baking.environment, kept.as_ref(), node.layout(), transaction)?;
+        Stage::open(storage, environment, kept.as_ref(), *keep, node.layout(), transaction)?;
     let done = kept.map(|kept| kept.step);
     let mut build = Build { baking, stage, done, node, ui, transaction: &mut *transaction };
     if let Err(error) = build.run() {

@@ -210,7 +210,7 @@ impl Locking<'_> {
             let storage = storage::named(&self.environment.storage, &self.node.site())?;
             plan.commands(
                 format!("fork volume {}", self.environment.volume),
-                storage.describe_fork(&self.environment.volume, "fv-stage-…")?,
+                storage.describe_layer(&self.environment.volume, "fv-stage-…")?,
             );
             plan.step("resolve the requirements for its Python; fetch what the pool lacks");
             if self.source.profile.python.as_ref().is_some_and(|one| built_project(one).is_some()) {
@@ -321,7 +321,7 @@ impl Locking<'_> {
         let storage = storage::named(&self.environment.storage, &self.node.site())?;
         ui.step(format!("forking volume {}", self.environment.volume));
         let mut stage =
-            Stage::open(storage.as_ref(), &self.environment, None, layout, transaction)?;
+            Stage::open(storage.as_ref(), &self.environment, None, false, layout, transaction)?;
         stage.bring_project(&self.source)?;
         self.follow(&mut stage, debian, work)?;
         stage.install_build_packages(&locked::build_packages(profile))?;

@@ -201,6 +201,15 @@ pub trait Storage: std::fmt::Debug + Sync {
     /// # Errors
     /// As [`Storage::create`].
     fn fork(&self, from: &str, to: &str, mark: &Mark) -> Result<()>;
+    /// Makes a volume with the contents of another that stays as it is meanwhile, for a build
+    /// that removes it again: a layer over the other one, where that is less work than a fork.
+    /// Callers have a mount namespace of their own, as with [`Storage::open`].
+    ///
+    /// # Errors
+    /// As [`Storage::create`].
+    fn layer(&self, from: &str, to: &str, mark: &Mark) -> Result<()> {
+        self.fork(from, to, mark)
+    }
     /// Bytes of the place a fork of a volume takes, about.
     ///
     /// # Errors
@@ -249,6 +258,13 @@ pub trait Storage: std::fmt::Debug + Sync {
     /// # Errors
     /// As [`Storage::describe_create`].
     fn describe_fork(&self, from: &str, to: &str) -> Result<Vec<String>>;
+    /// The commands that layer a volume over another, for `--dry-run`.
+    ///
+    /// # Errors
+    /// As [`Storage::describe_create`].
+    fn describe_layer(&self, from: &str, to: &str) -> Result<Vec<String>> {
+        self.describe_fork(from, to)
+    }
     /// How schroot makes session copies of the volume.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! The directory the `directory` and `btrfs` backends keep volumes in.
 //!
-//! A volume is `VOLUMES/NAME/` with `volume.json` (its mark) and `root/` (its tree). The
-//! mark is written before the tree, so a half-made volume is found by `gc`.
+//! A volume is `VOLUMES/NAME/` with `volume.json` (its mark), `root/` (its tree) and what its
+//! backend has besides. The mark is written before the tree, so a half-made volume is found by
+//! `gc`.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -51,9 +52,17 @@ impl Shelf {
         self.volumes.join(name)
     }
 
+    /// What a volume's tree is called in its directory.
+    pub const TREE: &'static str = "root";
+
     /// Root of a volume's tree.
     pub fn tree(&self, name: &str) -> PathBuf {
-        self.volume(name).join("root")
+        self.part(name, Self::TREE)
+    }
+
+    /// What the backend has in a volume's directory besides.
+    pub fn part(&self, name: &str, part: &str) -> PathBuf {
+        self.volume(name).join(part)
     }
 
     fn read(&self, name: &str) -> Result<Record> {
