@@ -143,9 +143,11 @@ pub fn unmount(target: &Path) -> Result<()> {
 /// # Errors
 /// When the mount table cannot be read.
 pub fn mount_points() -> Result<Vec<PathBuf>> {
-    let table =
-        fs::read_to_string("/proc/thread-self/mountinfo").context("reading the mount table")?;
-    Ok(parse_mountinfo(&table))
+    Ok(parse_mountinfo(&mountinfo()?))
+}
+
+fn mountinfo() -> Result<String> {
+    fs::read_to_string("/proc/thread-self/mountinfo").context("reading the mount table")
 }
 
 /// Mount points at `path` or beneath it, innermost last.
@@ -164,6 +166,17 @@ pub fn mounts_beneath(path: &Path) -> Result<Vec<PathBuf>> {
 /// When the mount table cannot be read.
 pub fn is_mount_point(path: &Path) -> Result<bool> {
     Ok(mount_points()?.iter().any(|point| point == path))
+}
+
+/// Whether the file system on a mount point has an option of its own, as it says.
+///
+/// # Errors
+/// When the mount table cannot be read.
+pub fn has_option(point: &Path, option: &str) -> Result<bool> {
+    let table = mountinfo()?;
+    let mut lines = table.lines().filter(|line| parse_mountinfo(line) == [point]);
+    let options = lines.next_back().and_then(|line| line.rsplit(' ').next());
+    Ok(options.is_some_and(|options| options.split(',').any(|one| one == option)))
 }
 
 /// Mount points of a `/proc/PID/mountinfo` (proc(5)): the fifth field, with octal escapes.

@@ -687,7 +687,9 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
     insta::assert_snapshot!(bake.replace(&epoch, "EPOCH=…"), @r"
     would bake greeter 1.0.0:
       1. fork volume fv-env-greeter
-           + /usr/bin/cp -a --reflink=auto --one-file-system ROOT/var/lib/farmctl/volumes/fv-env-greeter/root 'ROOT/var/lib/farmctl/volumes/fv-stage-…/root'
+           + ln -s ../fv-env-greeter/root 'ROOT/var/lib/farmctl/volumes/fv-stage-…/lower'
+           + mkdir 'ROOT/var/lib/farmctl/volumes/fv-stage-…/upper' 'ROOT/var/lib/farmctl/volumes/fv-stage-…/work' 'ROOT/var/lib/farmctl/volumes/fv-stage-…/root'
+           + mount -t overlay -o 'redirect_dir=on,index=on,metacopy=off,volatile,lowerdir=ROOT/var/lib/farmctl/volumes/fv-stage-…/lower,upperdir=ROOT/var/lib/farmctl/volumes/fv-stage-…/upper,workdir=ROOT/var/lib/farmctl/volumes/fv-stage-…/work' overlay 'ROOT/var/lib/farmctl/volumes/fv-stage-…/root'
       2. copy the project ROOT/profiles/greeter in
       3. make the virtualenv
            + SOURCE_DATE_EPOCH=… PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true TZ=UTC unshare --pid --fork --kill-child -- /usr/sbin/chroot TREE python3 -m venv --without-pip /srv/greeter/venv
@@ -702,7 +704,9 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
       1. read the archive's indexes: bookworm, bookworm-updates, bookworm-security
       2. resolve the Debian packages; fetch those the pool lacks
       3. fork volume fv-env-greeter
-           + /usr/bin/cp -a --reflink=auto --one-file-system ROOT/var/lib/farmctl/volumes/fv-env-greeter/root 'ROOT/var/lib/farmctl/volumes/fv-stage-…/root'
+           + ln -s ../fv-env-greeter/root 'ROOT/var/lib/farmctl/volumes/fv-stage-…/lower'
+           + mkdir 'ROOT/var/lib/farmctl/volumes/fv-stage-…/upper' 'ROOT/var/lib/farmctl/volumes/fv-stage-…/work' 'ROOT/var/lib/farmctl/volumes/fv-stage-…/root'
+           + mount -t overlay -o 'redirect_dir=on,index=on,metacopy=off,volatile,lowerdir=ROOT/var/lib/farmctl/volumes/fv-stage-…/lower,upperdir=ROOT/var/lib/farmctl/volumes/fv-stage-…/upper,workdir=ROOT/var/lib/farmctl/volumes/fv-stage-…/work' overlay 'ROOT/var/lib/farmctl/volumes/fv-stage-…/root'
       4. resolve the requirements for its Python; fetch what the pool lacks
       5. write ROOT/profiles/greeter/farmctl.lock
     ");

@@ -100,6 +100,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let _lock = node.lock(&format!("env-{}", profile.name), "bake")?;
+    super::check_unchanged(&baking.environment, &node)?;
     mount::private_namespace()?;
     baking.network.enforce()?;
     let packed = undo::attempt_unless(

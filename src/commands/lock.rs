@@ -154,6 +154,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let _lock = node.lock(&format!("env-{name}"), "lock")?;
+    super::check_unchanged(&locking.environment, &node)?;
     mount::private_namespace()?;
     let lock = undo::attempt(&node, "lock", &name, |transaction| locking.lock(transaction))
         .with_context(|| format!("locking {name}"))?;

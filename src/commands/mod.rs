@@ -120,6 +120,18 @@ fn take_over_unless(
     if dry_run { Ok(None) } else { take_over(node, app, verb, context).map(Some) }
 }
 
+/// Refuses to work with what was known of an environment before its lock was taken, if that is
+/// not so any more.
+fn check_unchanged(known: &EnvironmentRecord, node: &Node) -> Result<()> {
+    if node.environment(&known.name)?.as_ref() == Some(known) {
+        return Ok(());
+    }
+    refuse(
+        format_args!("another farmctl has just changed environment {}", known.name),
+        "the same command again takes it as it is now",
+    )
+}
+
 /// Forgets the trees that are kept of an environment after this step and later ones, then
 /// removes them.
 fn forget_kept(

@@ -106,10 +106,22 @@ fn in_kept(name: &str, command: &[&str], node: &Node) -> Result<i32> {
         }
         _ => None,
     };
+    // Of a bake that was killed there may be a layer, which is of no use without what was
+    // beneath it.
+    let lasts = |(storage, volume): &(String, String)| -> Result<bool> {
+        Ok(storage::named(storage, &node.site())?.lasts(volume))
+    };
     let mut bakes = node.abandoned()?;
     bakes.retain(|it| it.verb() == "bake" && it.subject() == name);
     bakes.sort_by_key(Transaction::began);
-    let found = bakes.iter().rev().find_map(|it| it.objects().iter().find_map(kept));
+    let all = bakes.iter().rev().flat_map(|it| it.objects().iter().filter_map(kept));
+    let mut found = None;
+    for volume in all {
+        if lasts(&volume)? {
+            found = Some(volume);
+            break;
+        }
+    }
     let Some((storage, volume)) = found else {
         return refuse(
             format_args!("nothing is kept of a bake of {name}"),

@@ -197,9 +197,9 @@ mod tests {
         fixture::write(&path, &[], |_| ());
         let whole = std::fs::read(&path).expect("it is there");
         std::fs::write(&path, &whole[..whole.len() - 20]).expect("there is room");
-        assert!(
-            read(&path, "data", |archive| Ok(std::io::copy(archive, &mut Vec::new()).map(drop)?))
-                .is_err()
-        );
+        let copied =
+            read(&path, "data", |archive| Ok(std::io::copy(archive, &mut Vec::new()).map(drop)?));
+        let error = copied.expect_err("it was cut short").to_string();
+        assert_eq!(error, "premature eof");
     }
 }

@@ -26,7 +26,7 @@ pub fn watch_signals() -> Result<()> {
 /// Fails if the user asked the run to end.
 ///
 /// # Errors
-/// Exactly then, with [`Exit::Interrupted`].
+/// Exactly then, with [`error::Exit::Interrupted`].
 pub fn check_interrupted() -> Result<()> {
     if SHIELDS.load(Ordering::Relaxed) == 0 && INTERRUPTED.load(Ordering::Relaxed) {
         return Err(error::interrupted());

@@ -10,19 +10,23 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::mount::MsFlags;
 
-use super::shelf::Shelf;
+use super::shelf::{Shelf, remove_tree};
 use super::{Access, Copies, Mark, Stanza, Storage, Tree, Usage, Volume};
 use crate::error::refuse;
 use crate::file;
 use crate::layout::Layout;
-use crate::mount::Mount;
-use crate::run::{Invocation, Tool};
+use crate::mount::{self, Mount};
+use crate::run::{Invocation, Tool, check_interrupted, quote};
 use crate::size::Size;
 
 const CP: Tool = Tool { name: "cp", package: "coreutils" };
+/// What overlayfs wants of a layer besides what it lies over.
+const PARTS: [&str; 2] = ["upper", "work"];
+/// The option that keeps hard links: their bytes would be packed several times.
+const INDEX: &str = "index=on";
 
 /// The `directory` backend.
 #[derive(Debug)]
@@ -36,35 +40,54 @@ impl Directory {
         Self { shelf: Shelf::new(layout.volumes(), "directory") }
     }
 
-    /// Where a volume's tree is and what it is called in a layer over it.
-    fn lower(&self, name: &str) -> PathBuf {
-        self.shelf.part(name, "lower")
+    /// What leads from a layer to the tree it lies over; other volumes have none.
+    fn lower(&self, layer: &str) -> PathBuf {
+        self.shelf.part(layer, "lower")
     }
 
-    /// How the tree of a layer is mounted: what a rename or a copy changes is what it would be
-    /// in a file system of its own.
-    fn options(&self, name: &str) -> String {
+    fn is_layer(&self, name: &str) -> bool {
+        self.lower(name).is_symlink()
+    }
+
+    /// How a layer is mounted: renames and hard links are what they are in a file system of its
+    /// own. It need not outlive a power cut, and nothing in it waits for the disk.
+    fn options(&self, layer: &str) -> String {
         let part = |part: &str| {
-            let path = self.shelf.part(name, part).display().to_string();
+            let path = self.shelf.part(layer, part).display().to_string();
             // What separates options, and layers.
             path.replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:")
         };
+        let (lower, upper, work) = (part("lower"), part("upper"), part("work"));
         format!(
-            "lowerdir={},upperdir={},workdir={},redirect_dir=on,index=on,metacopy=off",
-            part("lower"),
-            part("upper"),
-            part("work")
+            "redirect_dir=on,{INDEX},metacopy=off,volatile,lowerdir={lower},upperdir={upper},\
+             workdir={work}"
         )
+    }
+
+    /// What the link of a layer says.
+    fn beneath(from: &str) -> PathBuf {
+        Path::new("..").join(from).join(Shelf::TREE)
     }
 
     /// Makes the parts of a layer and sees whether it can be mounted.
     fn lay(&self, from: &str, to: &str) -> Result<()> {
-        let beneath = Path::new("..").join(from).join(Shelf::TREE);
-        symlink(beneath, self.lower(to)).context("linking what it lies over")?;
-        for part in ["upper", "work"] {
+        symlink(Self::beneath(from), self.lower(to)).context("linking what it lies over")?;
+        for part in PARTS {
             file::make_directory(&self.shelf.part(to, part), 0o755)?;
         }
-        self.open(to, Access::ReadWrite)?.close()
+        let tree = self.open(to, Access::ReadWrite)?;
+        // Else the kernel does without, and says so in its log alone.
+        let keeps_links = mount::has_option(tree.path(), INDEX)?;
+        tree.close()?;
+        ensure!(keeps_links, "a layer there does not keep hard links");
+        Ok(())
+    }
+
+    /// Removes what [`Self::lay`] has made.
+    fn lift(&self, layer: &str) -> Result<()> {
+        file::remove_if_there(&self.lower(layer))?;
+        let parts = PARTS.into_iter().chain([Shelf::TREE]);
+        parts.into_iter().try_for_each(|part| remove_tree(&self.shelf.part(layer, part)))
     }
 
     /// Copies a tree into the volume `to`, which has none yet.
@@ -77,7 +100,7 @@ impl Directory {
 }
 
 /// The call that copies a tree. `cp -a` keeps hard links, owners, times and capabilities,
-/// and shares extents where the file system can.
+/// and shares extents where the file system can, if it is not out of a layer.
 pub fn copying(from: &Path, to: &Path) -> Invocation {
     Invocation::of(&CP).args(["-a", "--reflink=auto", "--one-file-system"]).args([from, to])
 }
@@ -126,12 +149,21 @@ impl Storage for Directory {
 
     fn layer(&self, from: &str, to: &str, mark: &Mark) -> Result<()> {
         self.shelf.require(from)?;
+        let is_sealed = self.shelf.is_sealed(from)?;
         self.shelf.begin(to, mark)?;
-        let Err(error) = self.lay(from, to) else { return Ok(()) };
-        // Not every file system takes an upper layer: overlayfs itself, for one.
-        tracing::info!("copying {from}, which cannot be layered over: {error:#}");
-        fs::remove_file(self.lower(to)).context("removing the link of a layer")?;
+        // Beneath a layer nothing may change.
+        if is_sealed {
+            let Err(error) = self.lay(from, to) else { return Ok(()) };
+            // Not every file system takes an upper layer: overlayfs itself, for one.
+            check_interrupted()?;
+            tracing::info!("copying {from}, which cannot be layered over: {error:#}");
+            self.lift(to)?;
+        }
         self.copy(from, to)
+    }
+
+    fn lasts(&self, name: &str) -> bool {
+        !self.is_layer(name)
     }
 
     fn fork_takes(&self, name: &str) -> Result<u64> {
@@ -140,10 +172,13 @@ impl Storage for Directory {
 
     fn open(&self, name: &str, access: Access) -> Result<Tree> {
         let tree = self.shelf.open(name, access)?;
-        if !self.lower(name).is_symlink() {
+        if !self.is_layer(name) {
             return Ok(Tree::lying(tree));
         }
         file::make_directory(&tree, 0o755)?;
+        // Where a volatile overlay was mounted, the kernel mounts none again until this is gone:
+        // https://docs.kernel.org/filesystems/overlayfs.html#volatile-mount
+        remove_tree(&self.shelf.part(name, "work/work/incompat"))?;
         let flags = match access {
             Access::ReadOnly => MsFlags::MS_RDONLY,
             Access::ReadWrite => MsFlags::empty(),
@@ -180,9 +215,15 @@ impl Storage for Directory {
         Ok(vec![copying(&self.shelf.tree(from), &self.shelf.tree(to)).display()])
     }
 
-    fn describe_layer(&self, _from: &str, to: &str) -> Result<Vec<String>> {
-        let (options, tree) = (self.options(to), self.shelf.tree(to));
-        Ok(vec![format!("mount -t overlay -o {options} overlay {}", tree.display())])
+    fn describe_layer(&self, from: &str, to: &str) -> Result<Vec<String>> {
+        let shown = |path: PathBuf| quote(&path.display().to_string());
+        let (lower, tree) = (shown(self.lower(to)), shown(self.shelf.tree(to)));
+        let parts = PARTS.map(|part| shown(self.shelf.part(to, part))).join(" ");
+        Ok(vec![
+            format!("ln -s {} {lower}", shown(Self::beneath(from))),
+            format!("mkdir {parts} {tree}"),
+            format!("mount -t overlay -o {} overlay {tree}", quote(&self.options(to))),
+        ])
     }
 
     fn stanza(&self, name: &str, _copies: Copies) -> Result<Stanza> {
@@ -202,7 +243,6 @@ impl Storage for Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mount;
 
     const SIZE: Size = Size::of_mib(1);
 
@@ -265,6 +305,48 @@ mod tests {
         assert_eq!(fs::read_to_string(below.path().join("two")).expect("it is there"), "x");
         storage.remove("fv-stage-1").expect("nothing is mounted there");
         assert!(below.path().join("directory/one").exists());
+    }
+
+    #[test]
+    fn what_cannot_be_layered_over_is_copied() {
+        let root = tempfile::tempdir_in("/var/tmp").expect("a temporary directory");
+        let place = |name: &str| root.path().join(name);
+        for name in ["lower", "upper", "work", "farm"] {
+            fs::create_dir(place(name)).expect("there is room");
+        }
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            place("lower").display(),
+            place("upper").display(),
+            place("work").display()
+        );
+        mount::in_private_namespace(|| {
+            // overlayfs is no place for a layer.
+            let _farm = Mount::new("overlay", &place("farm"), MsFlags::empty(), &options)?;
+            let storage = Directory::new(&Layout::new(place("farm"), None));
+            let begin = |from: &str| -> Result<()> {
+                storage.create(from, SIZE, &mark())?;
+                let tree = storage.open(from, Access::ReadWrite)?;
+                Ok(fs::write(tree.path().join("one"), "x")?)
+            };
+            let copied = |to: &str| -> Result<String> {
+                assert!(storage.lasts(to), "{to} is a layer");
+                let tree = storage.open(to, Access::ReadWrite)?;
+                Ok(fs::read_to_string(tree.path().join("one"))?)
+            };
+            begin("fv-a-1")?;
+            storage.seal("fv-a-1", Access::ReadOnly)?;
+            storage.layer("fv-a-1", "fv-stage-1", &mark())?;
+            assert_eq!(copied("fv-stage-1")?, "x");
+            assert_eq!(file::names_in(&storage.shelf.part("fv-stage-1", "."))?.len(), 2);
+            Ok(())
+        })
+        .expect("it can be copied");
+        // What may still be changed is copied everywhere.
+        let storage = Directory::new(&Layout::new(place("plain"), None));
+        storage.create("fv-a-1", SIZE, &mark()).expect("the volume is new");
+        storage.layer("fv-a-1", "fv-stage-1", &mark()).expect("there is room");
+        assert!(storage.lasts("fv-stage-1"));
     }
 
     #[test]

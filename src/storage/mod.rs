@@ -203,12 +203,17 @@ pub trait Storage: std::fmt::Debug + Sync {
     fn fork(&self, from: &str, to: &str, mark: &Mark) -> Result<()>;
     /// Makes a volume with the contents of another that stays as it is meanwhile, for a build
     /// that removes it again: a layer over the other one, where that is less work than a fork.
-    /// Callers have a mount namespace of their own, as with [`Storage::open`].
+    /// Callers have a mount namespace of their own, as with [`Storage::open`]. It is opened,
+    /// forked and removed, no more.
     ///
     /// # Errors
     /// As [`Storage::create`].
     fn layer(&self, from: &str, to: &str, mark: &Mark) -> Result<()> {
         self.fork(from, to, mark)
+    }
+    /// Whether a volume is whole by itself: no layer over another one, which may go.
+    fn lasts(&self, _name: &str) -> bool {
+        true
     }
     /// Bytes of the place a fork of a volume takes, about.
     ///

@@ -141,6 +141,11 @@ impl Shelf {
         self.write(name, &record)
     }
 
+    /// Whether the volume may not be changed.
+    pub fn is_sealed(&self, name: &str) -> Result<bool> {
+        Ok(self.read(name)?.access == Access::ReadOnly)
+    }
+
     /// Refuses when there is no volume of this name.
     pub fn require(&self, name: &str) -> Result<()> {
         self.read(name).map(|_| ())

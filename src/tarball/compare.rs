@@ -108,7 +108,7 @@ fn compare_tree(
         .collect();
     let total = all.iter().map(Found::content).sum();
     let done = AtomicU64::new(0);
-    let go_on = || progress(done.load(Relaxed), total);
+    let advance = |count| progress(done.fetch_add(count, Relaxed) + count, total);
     let compared = parallel::each(&paired(index, &all), parallel::processors(), |pair| {
         let difference = match *pair {
             (Some(FileEntry { path, owner, .. }), None) => {
@@ -118,14 +118,12 @@ fn compare_tree(
             (Some(entry), Some(found)) => {
                 let capability = capabilities.get(entry.path.as_str()).cloned();
                 let expected = Member::of_entry(entry, capability);
-                let what = describe_change(&tree, &all, found, entry, &expected, &go_on)?;
+                let what = describe_change(&tree, &all, found, entry, &expected, &advance)?;
                 let (path, owner) = (entry.path.clone(), entry.owner.clone());
                 (!what.is_empty()).then_some(Difference::Changed { path, owner, what })
             }
             (None, None) => None,
         };
-        done.fetch_add(pair.1.map_or(0, Found::content), Relaxed);
-        go_on()?;
         Ok(difference)
     })?;
     Ok(compared.into_iter().flatten().collect())
@@ -159,7 +157,7 @@ fn describe_change(
     found: &Found,
     entry: &FileEntry,
     expected: &Member,
-    go_on: &dyn Fn() -> Result<()>,
+    advance: &dyn Fn(u64) -> Result<()>,
 ) -> Result<String> {
     let target = match found.shape {
         Shape::Special(what) => return Ok(format!("{what} instead of {}", expected.body.name())),
@@ -178,7 +176,7 @@ fn describe_change(
     let mut what = now.difference(expected);
     if let (FileKind::File { size, sha256 }, Some(file)) = (&entry.kind, file) {
         if *size == found.size() {
-            let read = read_file(&file, *size, &mut |_| go_on());
+            let read = read_file(&file, *size, &mut |piece| advance(piece.len() as u64));
             if read.with_context(|| format!("reading {}", entry.path))? != *sha256 {
                 what.push_str(if what.is_empty() { "content" } else { ", content" });
             }

@@ -46,7 +46,7 @@ pub struct Packed {
 /// The bytes depend on the tree, the scan and the draft alone, also if a `cache` has
 /// segments compressed before; those it lacks are kept there. What lies between is a
 /// nameless file in the directory of `out`. Each of the `threads` (at least one) takes
-/// about 100 MiB. Progress counts bytes of tar.
+/// about 100 MiB, and as long as it is compressed, the file index. Progress counts bytes of tar.
 ///
 /// # Errors
 /// Also when a file is not what it was when it was scanned.

@@ -4,7 +4,7 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -59,8 +59,14 @@ impl Working {
         let before = self.said.len();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(line) = self.lines.recv_timeout(left) else {
-                panic!("farmctl did not say {at:?}:\n{}", self.said);
+            let line = match self.lines.recv_timeout(left) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("farmctl did not say {at:?} within {within:?}:\n{}", self.said)
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    panic!("farmctl ended before it said {at:?}:\n{}", self.said)
+                }
             };
             self.said.push_str(&line);
             self.said.push('\n');

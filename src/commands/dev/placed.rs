@@ -32,8 +32,8 @@ impl Dev<'_> {
     pub(super) fn place(&mut self) -> Result<String> {
         let (edits, wanted) = (self.edits(), self.wanted());
         self.record(|dev| {
-            let released = paths(&edit::edits(&dev.released, &wanted));
-            dev.put(&edits, wanted, &released)?;
+            let mut released = paths(&edit::edits(&dev.released, &wanted));
+            released.extend(dev.put(&edits, wanted, &released)?);
             let renewed = dev.renew();
             // Until then all that was put there is written down: who goes on after an
             // interruption is to have the processes run it.
@@ -54,8 +54,14 @@ impl Dev<'_> {
         Subject { context, node, app: &app, verb: "dev" }.record(&what, || body(self))
     }
 
-    /// Puts files into the session; those that will not be as `released` are these.
-    fn put(&mut self, edits: &[Edit], wanted: Placed, released: &BTreeSet<PathBuf>) -> Result<()> {
+    /// Puts files into the session; those that will not be as `released` are these. Answers
+    /// which were saved again meanwhile, and so are others.
+    fn put(
+        &mut self,
+        edits: &[Edit],
+        wanted: Placed,
+        released: &BTreeSet<PathBuf>,
+    ) -> Result<Vec<PathBuf>> {
         let Started { app, session, manifest } = &self.started;
         let layout = self.node.layout();
         if let Some(flaw) = session::flaw(layout, manifest, session)? {
@@ -83,9 +89,9 @@ impl Dev<'_> {
         match put {
             Ok(others) => {
                 self.placed = wanted;
-                self.placed.extend(others.into_iter().map(unknown));
+                self.placed.extend(others.iter().cloned().map(unknown));
                 self.known = Some(self.seen.clone());
-                Ok(())
+                Ok(others)
             }
             Err(error) => {
                 self.placed.extend(paths(edits).into_iter().map(unknown));
