@@ -305,6 +305,28 @@ fn what_a_bake_makes_something_of_is_baked_and_upgraded_to() {
 }
 
 #[test]
+fn static_files_that_were_put_there_are_served_after_a_change_in_place() {
+    let project = Project::new(|project| {
+        fs::remove_file(project.path("farmctl.lock")).expect("it was copied");
+        project.write("requirements.txt", &format!("{GUNICORN}{SIX}"));
+        let profile = project.read("profile.toml");
+        let packages = "/srv/developed/venv/lib/python3.11/site-packages";
+        let served = format!("[[front.static]]\nlocation = \"/python/\"\npath = \"{packages}\"\n");
+        project.write("profile.toml", &format!("{profile}\n{served}"));
+    });
+    let mut dev = project.dev();
+    project.write("app/static/new.css", "/* new */");
+    dev.wait("put there", SOON);
+    assert_eq!(dev.end(SIGINT).code, 0);
+    assert!(get(PORT, "/python/six.py").body.contains("__version__ = \"1.17.0\""));
+    project.farm.run(&["upgrade", NAME, "--in-place", "six==1.16.0"]).ok();
+    assert!(get(PORT, "/python/six.py").body.contains("__version__ = \"1.16.0\""));
+    assert_eq!(get(PORT, "/static/new.css").body, "/* new */");
+    project.farm.run(&["stop", NAME]).ok();
+    project.farm.assert_clean();
+}
+
+#[test]
 fn what_does_not_run_is_refused_with_the_next_thing_to_type() {
     let farm = Farm::new();
     let directory = farm.profile("hello", NAME, PORT);

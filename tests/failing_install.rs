@@ -332,11 +332,14 @@ fn a_disk_that_gets_full_while_unpacking_leaves_nothing() {
     assert_eq!(ran.hint(), FULL);
 }
 
+/// A file of the project that a release has.
+const COPIED: &str = "[[copy]]\nfrom = \"large\"\nto = \"/srv/large\"\n";
+
 #[test]
 fn a_full_disk_ends_a_bootstrap_and_a_bake_with_nothing_left() {
     let farm = Farm::new();
     let profile = directory(&farm, "profiles/tiny");
-    fs::write(profile.join("profile.toml"), tiny::profile("tiny", "1.0", ""))
+    fs::write(profile.join("profile.toml"), tiny::profile("tiny", "1.0", COPIED))
         .expect("there is room");
     {
         let _disk = Disk::new(&farm, "size=100m");
@@ -350,14 +353,15 @@ fn a_full_disk_ends_a_bootstrap_and_a_bake_with_nothing_left() {
         assert_eq!(ran.hint(), FULL);
     }
     {
-        // Room for one tree and half of its fork.
+        // Room for one tree and half of what a bake brings to it.
         let _disk = Disk::new(&farm, "size=270m");
         farm.run(&["bootstrap", word(&profile)]).ok();
+        fs::write(profile.join("large"), vec![1; 180 << 20]).expect("there is room");
         let ran = fails("disk full during bake", &farm, &["bake", word(&profile)], 1);
         let error = masked(ran.error(), &farm);
         assert!(
-            error.starts_with("baking tiny 1.0: copying volume fv-env-tiny: exit status 1\n  | ")
-                && error.ends_with(": No space left on device"),
+            error.starts_with("baking tiny 1.0: copying ROOT/var/lib/farmctl/volumes/fv-stage-ID/")
+                && error.ends_with("/large: No space left on device"),
             "{error}"
         );
         assert_eq!(ran.hint(), FULL);

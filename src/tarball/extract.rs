@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::fcntl::{AtFlags, OFlag, openat};
-use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, mkdirat, utimensat};
+use nix::sys::stat::{Mode, UtimensatFlags, fchmod, fstat, futimens, mkdirat, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, fchown, fchownat, linkat, symlinkat, syncfs};
 use sha2::{Digest as _, Sha256};
@@ -151,6 +151,13 @@ pub(super) fn settle(file: &File, member: &Member) -> Result<()> {
     let time = time(member);
     futimens(file, &time, &time)?;
     Ok(())
+}
+
+/// Whether an open directory has its owner, mode and time.
+pub(super) fn is_settled(directory: &File, member: &Member) -> Result<bool> {
+    let stat = fstat(directory)?;
+    Ok((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (member.uid, member.gid, member.mode)
+        && (stat.st_mtime, stat.st_mtime_nsec) == (member.mtime, 0))
 }
 
 fn owner(member: &Member) -> (Option<Uid>, Option<Gid>) {

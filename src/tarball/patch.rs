@@ -16,7 +16,7 @@ use super::Progress;
 use super::archive::Archive;
 use super::compare::compare;
 use super::decode::decode_blocks;
-use super::extract::{Opened, settle, write};
+use super::extract::{Opened, is_settled, settle, write};
 use super::member::Members;
 use super::segment::contents;
 use super::walk::Tree;
@@ -101,9 +101,13 @@ impl Patch<'_> {
             self.make(&tree, threads, progress)?;
             for entry in archive.files().files.iter().rev() {
                 if entry.kind == FileKind::Directory {
-                    let fd = tree.open_directory(entry.path.as_bytes())?;
-                    settle(&File::from(fd), &archive.member(entry))
-                        .with_context(|| format!("writing {}", entry.path))?;
+                    let directory = File::from(tree.open_directory(entry.path.as_bytes())?);
+                    let member = archive.member(entry);
+                    // Most are as they were: what is not written need not be synced.
+                    if !is_settled(&directory, &member)? {
+                        settle(&directory, &member)
+                            .with_context(|| format!("writing {}", entry.path))?;
+                    }
                 }
             }
             let capabilities = &archive.manifest().capabilities;
