@@ -79,6 +79,10 @@ pub struct Release {
     pub volume: String,
     /// When it was installed, seconds since 1970.
     pub installed: i64,
+    /// Last change of its tree, as the storage names it: as long as that is the last one, the
+    /// tree is what was verified. None where the storage does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_change: Option<String>,
 }
 
 /// A schroot session of a release.
@@ -354,6 +358,7 @@ mod tests {
             storage: "directory".to_owned(),
             volume: format!("fv-shop-{version}"),
             installed: 1,
+            last_change: None,
         }
     }
 

@@ -86,6 +86,55 @@ fn a_sealed_volume_cannot_be_written_and_its_fork_can() {
 }
 
 #[test]
+fn every_change_of_a_volume_is_another_one_and_nothing_else_is() {
+    on_btrfs("every_change_of_a_volume_is_another_one_and_nothing_else_is", |site| {
+        let storage = storage::named("btrfs", site).expect("it is a backend");
+        storage.create("fv-a-1", SIZE, &mark()).expect("the name is free");
+        let volumes = site.layout.volumes();
+        let tree = volumes.join("fv-a-1/root");
+        let shell = |text: &str| {
+            tool("sh", &["-ec", &format!("cd \"$0\"; {text}; sync"), &tree.display().to_string()])
+        };
+        let last = || storage.last_change("fv-a-1").expect("it is there").expect("btrfs knows it");
+        shell("echo one >small; head -c 100000 /dev/urandom >large; mkdir directory");
+        let mut before = last();
+        for change in [
+            "printf x | dd conv=notrunc status=none of=large",
+            "truncate -s 90000 large",
+            "fallocate --punch-hole --offset 4096 --length 4096 large",
+            "cp --reflink=always large small",
+            "echo two >>small",
+            "mv small large",
+            "ln large other",
+            "rm other",
+            "chmod 600 large",
+            "chown 7:7 large",
+            "touch -d 2001-01-01 large",
+            "setcap cap_net_raw+ep large",
+            "rmdir directory",
+        ] {
+            shell(change);
+            assert_ne!(last(), before, "{change}");
+            before = last();
+        }
+        storage.seal("fv-a-1", Access::ReadOnly).expect("it is there");
+        storage.fork("fv-a-1", "fv-a-2", &mark()).expect("there is room");
+        fs::write(volumes.join("fv-a-2/root/large"), "other").expect("a fork is open");
+        fs::read(tree.join("large")).expect("it is there");
+        storage.rename("fv-a-1", "fv-a-3").expect("the name is free");
+        storage.rename("fv-a-3", "fv-a-1").expect("the name is free");
+        btrfs(&["--quiet", "balance", "start", "--full-balance"], &volumes);
+        btrfs(&["--quiet", "scrub", "start", "-B"], &volumes);
+        btrfs(&["filesystem", "sync"], &volumes);
+        assert_eq!(last(), before);
+        assert_ne!(storage.last_change("fv-a-2").expect("it is there"), Some(before));
+        for name in ["fv-a-1", "fv-a-2"] {
+            storage.remove(name).expect("nothing uses it");
+        }
+    });
+}
+
+#[test]
 fn a_session_schroot_could_not_delete_goes_with_the_subvolumes_in_it() {
     on_btrfs("a_session_schroot_could_not_delete_goes_with_the_subvolumes_in_it", |site| {
         let storage = storage::named("btrfs", site).expect("it is a backend");

@@ -9,6 +9,7 @@ mod signal;
 mod tiny;
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use common::{Farm, in_namespace, tool};
@@ -19,6 +20,8 @@ use tiny::Tiny;
 const SLEEP: &str = "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n";
 const TAKEN: &str = "· forking 1.0, unpacking ";
 const WHOLE: &str = "· unpacking ";
+/// What the file `srv/marked` holds in every release: a block and nothing else has it.
+const MARKED: [u8; 4096] = [b'm'; 4096];
 
 /// A release whose large file the others have as well.
 fn release(farm: &Farm, version: &str) -> PathBuf {
@@ -26,6 +29,7 @@ fn release(farm: &Farm, version: &str) -> PathBuf {
     fs::create_dir_all(&out).expect("there is room");
     Tiny::new(&tiny::profile("shop", version, SLEEP))
         .zeros("srv/large", 64 << 20)
+        .file("srv/marked", str::from_utf8(&MARKED).expect("it is ASCII"), 0o644)
         .file("srv/version", version, 0o644)
         .pack(&out)
 }
@@ -51,27 +55,85 @@ fn an_install_takes_what_a_release_has_and_the_release_may_go() {
     farm.assert_clean();
 }
 
-/// There a fork shares what it has in common, and is read-only until it is unsealed.
-#[test]
-fn on_btrfs_a_snapshot_of_the_release_is_changed() {
-    if !in_namespace("on_btrfs_a_snapshot_of_the_release_is_changed") {
-        return;
-    }
+/// A farm whose volumes are on btrfs, in the file `image`; only within a namespace.
+fn on_btrfs() -> Farm {
     let farm = Farm::new();
     let (image, volumes) = (farm.root().join("image"), farm.state("volumes"));
     fs::File::create(&image).and_then(|file| file.set_len(512 << 20)).expect("there is room");
     fs::create_dir_all(&volumes).expect("there is room");
     tool("mkfs.btrfs", &["--quiet", word(&image)]);
     tool("mount", &["-o", "loop", word(&image), word(&volumes)]);
+    farm
+}
+
+fn leave_btrfs(farm: &Farm) {
+    farm.run(&["remove", "shop", "--data"]).ok();
+    farm.assert_clean();
+    tool("umount", &[word(&farm.state("volumes"))]);
+}
+
+/// There a fork shares what it has in common, and is read-only until it is unsealed.
+#[test]
+fn on_btrfs_a_snapshot_of_the_release_is_changed() {
+    if !in_namespace("on_btrfs_a_snapshot_of_the_release_is_changed") {
+        return;
+    }
+    let farm = on_btrfs();
     installed(&farm);
     let ran = farm.run(&["install", word(&release(&farm, "1.1"))]).ok();
     assert!(ran.stderr.contains(TAKEN) && !ran.stderr.contains("warning"), "{}", ran.stderr);
     for version in ["1.0", "1.1"] {
         farm.run(&["verify", "shop", "--release", version]).ok();
     }
-    farm.run(&["remove", "shop", "--data"]).ok();
-    farm.assert_clean();
-    tool("umount", &[word(&volumes)]);
+    leave_btrfs(&farm);
+}
+
+/// btrfs knows that nobody changed a release since its files were verified. Shown by what no
+/// install could miss if it read them, a disk that answers other bytes; `verify` does.
+#[test]
+fn on_btrfs_what_nobody_changed_is_not_read_again() {
+    if !in_namespace("on_btrfs_what_nobody_changed_is_not_read_again") {
+        return;
+    }
+    let farm = on_btrfs();
+    installed(&farm);
+    let image = fs::File::options().read(true).write(true).open(farm.root().join("image"));
+    let image = image.expect("it was made");
+    let (mut block, mut harmed) = (vec![0; MARKED.len()], 0);
+    for offset in (0..512 << 20).step_by(4096) {
+        image.read_exact_at(&mut block, offset).expect("it is a file");
+        if block == MARKED {
+            image.write_all_at(&[0; 512], offset).expect("there is room");
+            harmed += 1;
+        }
+    }
+    assert_eq!(harmed, 1, "the file lies elsewhere");
+    let ran = farm.run(&["install", word(&release(&farm, "1.1"))]).ok();
+    assert!(ran.stderr.contains(TAKEN) && !ran.stderr.contains("warning"), "{}", ran.stderr);
+    let ran = farm.run(&["verify", "shop", "--release", "1.1"]);
+    let why = "reading srv/marked: Input/output error";
+    assert!(ran.code != 0 && ran.error().ends_with(why), "{}", ran.stderr);
+    leave_btrfs(&farm);
+}
+
+#[test]
+fn on_btrfs_a_release_that_was_changed_is_read_and_not_taken() {
+    if !in_namespace("on_btrfs_a_release_that_was_changed_is_read_and_not_taken") {
+        return;
+    }
+    let farm = on_btrfs();
+    installed(&farm);
+    // As carefully as one can: size, mode and time stay.
+    let harm = "cd \"$0\"; btrfs property set -f . ro false; touch -r srv/marked /run/when
+        printf x | dd conv=notrunc status=none of=srv/marked
+        touch -r /run/when srv/marked; rm /run/when; btrfs property set . ro true";
+    tool("sh", &["-ec", harm, word(&farm.state("volumes/fv-shop-1.0/root"))]);
+    let ran = farm.run(&["install", word(&release(&farm, "1.1"))]).ok();
+    let why = "warning: not taking what 1.0 has: unpacking shop_1.1_amd64.tar.xz: \
+               srv/marked: content";
+    assert!(ran.stderr.contains(why) && ran.stderr.contains(WHOLE), "{}", ran.stderr);
+    farm.run(&["verify", "shop", "--release", "1.1"]).ok();
+    leave_btrfs(&farm);
 }
 
 #[test]

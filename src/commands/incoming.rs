@@ -25,7 +25,7 @@ use crate::session;
 use crate::settings::Settings;
 use crate::size::Size;
 use crate::storage::{self, Access, Choice, Copies, Mark, Storage, Tree};
-use crate::tarball::{Archive, Progress};
+use crate::tarball::{Archive, Copied, Progress};
 use crate::trust;
 use crate::ui::{self, Ui};
 use crate::undo;
@@ -244,6 +244,7 @@ impl Incoming {
             version: version.clone(),
             identity: archive.identity().to_owned(),
             storage: storage.name().to_owned(),
+            last_change: storage.last_change(&volume)?,
             volume,
             installed: node::now(),
         };
@@ -322,8 +323,14 @@ impl Earlier {
             ui::size(content)
         ));
         storage.fork(&self.release.volume, volume, mark)?;
+        // Asked after the fork, so that it holds for what was forked.
+        let verified = self.release.last_change.is_some()
+            && storage.last_change(&self.release.volume)? == self.release.last_change;
+        let before = if verified { Copied::Verified } else { Copied::Unknown };
         let tree = storage.open(volume, Access::ReadWrite)?;
-        with_meter(ui, &|progress| patch.apply(tree.path(), parallel::processors(), progress))?;
+        with_meter(ui, &|progress| {
+            patch.apply(tree.path(), before, parallel::processors(), progress)
+        })?;
         Ok(tree)
     }
 }

@@ -90,15 +90,29 @@ pub fn compare(
     capabilities: &[Capability],
     progress: Progress<'_>,
 ) -> Result<Vec<Difference>> {
-    compare_tree(tree, index, capabilities, progress)
+    compare_tree(tree, index, capabilities, Some(progress))
         .with_context(|| format!("comparing {}", tree.display()))
 }
 
+/// As [`compare`], but what files hold is not read.
+///
+/// # Errors
+/// When the tree cannot be read.
+pub(super) fn compare_unread(
+    tree: &Path,
+    index: &FileIndex,
+    capabilities: &[Capability],
+) -> Result<Vec<Difference>> {
+    compare_tree(tree, index, capabilities, None)
+        .with_context(|| format!("comparing {}", tree.display()))
+}
+
+/// Without `progress`, what files hold is not read.
 fn compare_tree(
     tree: &Path,
     index: &FileIndex,
     capabilities: &[Capability],
-    progress: Progress<'_>,
+    progress: Option<Progress<'_>>,
 ) -> Result<Vec<Difference>> {
     let tree = Tree::open(tree)?;
     let all = tree.walk()?;
@@ -108,7 +122,11 @@ fn compare_tree(
         .collect();
     let total = all.iter().map(Found::content).sum();
     let done = AtomicU64::new(0);
-    let advance = |count| progress(done.fetch_add(count, Relaxed) + count, total);
+    let read = progress.map(|progress| {
+        let done = &done;
+        move |count| progress(done.fetch_add(count, Relaxed) + count, total)
+    });
+    let read = read.as_ref().map(|read| read as Advance<'_>);
     // Twice as many: they wait for the disk.
     let threads = 2 * parallel::processors();
     let compared = parallel::each(&paired(index, &all), threads, |pair| {
@@ -120,7 +138,7 @@ fn compare_tree(
             (Some(entry), Some(found)) => {
                 let capability = capabilities.get(entry.path.as_str()).cloned();
                 let expected = Member::of_entry(entry, capability);
-                let what = describe_change(&tree, &all, found, entry, &expected, &advance)?;
+                let what = describe_change(&tree, &all, found, entry, &expected, read)?;
                 let (path, owner) = (entry.path.clone(), entry.owner.clone());
                 (!what.is_empty()).then_some(Difference::Changed { path, owner, what })
             }
@@ -152,14 +170,18 @@ fn paired<'a>(
     }
 }
 
-/// What a path has become, in words; empty if it is what it was.
+/// Told how many bytes more were read.
+type Advance<'a> = &'a (dyn Fn(u64) -> Result<()> + Sync);
+
+/// What a path has become, in words; empty if it is what it was. Content counts if it is to be
+/// read.
 fn describe_change(
     tree: &Tree,
     all: &[Found],
     found: &Found,
     entry: &FileEntry,
     expected: &Member,
-    advance: &dyn Fn(u64) -> Result<()>,
+    read: Option<Advance<'_>>,
 ) -> Result<String> {
     let target = match found.shape {
         Shape::Special(what) => return Ok(format!("{what} instead of {}", expected.body.name())),
@@ -176,7 +198,8 @@ fn describe_change(
         now.mtime = expected.mtime;
     }
     let mut what = now.difference(expected);
-    if let (FileKind::File { size, sha256 }, Some(file)) = (&entry.kind, file) {
+    if let (FileKind::File { size, sha256 }, Some(file), Some(advance)) = (&entry.kind, file, read)
+    {
         if *size == found.size() {
             let read = read_file(&file, *size, &mut |piece| advance(piece.len() as u64));
             if read.with_context(|| format!("reading {}", entry.path))? != *sha256 {

@@ -50,7 +50,7 @@ pub use compare::{Difference, compare};
 pub use incoming::Source;
 pub use opening::{Check, Opening};
 pub use pack::{Packed, pack};
-pub use patch::Patch;
+pub use patch::{Copied, Patch};
 pub use plain::{restore_tree, save_tree};
 pub use segment::{SegmentCache, contents};
 pub use walk::{Scan, scan};

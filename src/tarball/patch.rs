@@ -1,7 +1,9 @@
 //! Making a release's tree out of a copy of another release's.
 //!
 //! What both have stays as it is, what is new is unpacked from the segments it lies in, and at
-//! the end the whole tree is compared with the file index: nothing in it is taken on trust.
+//! the end the whole tree is compared with the file index. Nothing in it is taken on trust:
+//! what a file holds was verified as it was written, is read now, or was verified when the
+//! other release was installed and the storage knows that nobody changed it since.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -14,7 +16,7 @@ use nix::unistd::{UnlinkatFlags, syncfs, unlinkat};
 
 use super::Progress;
 use super::archive::Archive;
-use super::compare::compare;
+use super::compare::{compare, compare_unread};
 use super::decode::decode_blocks;
 use super::extract::{Opened, is_settled, settle, write};
 use super::member::Members;
@@ -22,6 +24,15 @@ use super::segment::contents;
 use super::walk::Tree;
 use crate::hash::from_hex;
 use crate::manifest::{Capability, FileEntry, FileIndex, FileKind};
+
+/// What is known of a copy of another release's tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copied {
+    /// Each file was verified when it was written, and nothing was changed since.
+    Verified,
+    /// Nothing.
+    Unknown,
+}
 
 /// What is to be done to the tree of one release for it to be that of another.
 #[derive(Debug)]
@@ -85,15 +96,22 @@ impl Patch<'_> {
         segments.filter(|((_, wanted), _)| *wanted).map(|(_, segment)| segment.size).sum()
     }
 
-    /// Changes a copy of the other release's tree and compares all of it with the file
-    /// index. Ends with syncfs(2). Wants root. Progress counts bytes of what is being done.
+    /// Changes a copy of the other release's tree and compares all of it with the file index;
+    /// what files of a verified copy hold is not read again. Ends with syncfs(2). Wants root.
+    /// Progress counts bytes of what is being done.
     ///
     /// After an error the tree is neither: the caller throws it away.
     ///
     /// # Errors
     /// As [`Archive::extract`], and when the tree is not what the other release's file index
     /// says.
-    pub fn apply(&self, target: &Path, threads: usize, progress: Progress<'_>) -> Result<()> {
+    pub fn apply(
+        &self,
+        target: &Path,
+        copied: Copied,
+        threads: usize,
+        progress: Progress<'_>,
+    ) -> Result<()> {
         let archive = self.archive;
         let apply = || {
             let tree = Tree::open(target)?;
@@ -111,7 +129,10 @@ impl Patch<'_> {
                 }
             }
             let capabilities = &archive.manifest().capabilities;
-            let differences = compare(target, archive.files(), capabilities, progress)?;
+            let differences = match copied {
+                Copied::Unknown => compare(target, archive.files(), capabilities, progress),
+                Copied::Verified => compare_unread(target, archive.files(), capabilities),
+            }?;
             if let Some(first) = differences.first() {
                 bail!("{first}");
             }
@@ -216,11 +237,13 @@ mod tests {
         /// Patches the first tree: the second one must come out. Answers bytes decoded.
         #[track_caller]
         fn assert_patched(&self) -> u64 {
-            let target = self.extracted(&self.before, "patched");
-            let patch = self.patch();
-            patch.apply(&target, 2, &quiet).expect("it is a copy");
             let whole = self.extracted(&self.after, "whole");
-            assert_eq!(describe(&target), describe(&whole));
+            let patch = self.patch();
+            for (name, copied) in [("read", Copied::Unknown), ("patched", Copied::Verified)] {
+                let target = self.extracted(&self.before, name);
+                patch.apply(&target, copied, 2, &quiet).expect("it is a copy");
+                assert_eq!(describe(&target), describe(&whole));
+            }
             patch.size()
         }
     }
@@ -290,6 +313,7 @@ mod tests {
     fn a_copy_that_is_not_as_it_was_is_refused() {
         let pair = Pair::new(|tree| fs::write(tree.join("etc/new"), "x").expect("a file"));
         for (number, harm) in [
+            // Of what nobody changed, content is not read; all else is looked at.
             "printf y | dd conv=notrunc status=none of=usr/lib/large",
             "chmod 755 usr/lib/large",
             "rm usr/lib/empty",
@@ -303,7 +327,8 @@ mod tests {
         {
             let target = pair.extracted(&pair.before, &number.to_string());
             run("sh", &["-ec", &format!("cd \"$0\"; {harm}")], &target);
-            let error = pair.patch().apply(&target, 2, &quiet).expect_err(harm);
+            let copied = if number == 0 { Copied::Unknown } else { Copied::Verified };
+            let error = pair.patch().apply(&target, copied, 2, &quiet).expect_err(harm);
             assert!(format!("{error:#}").starts_with("unpacking after.tar.xz: "), "{error:#}");
         }
     }

@@ -40,9 +40,10 @@ def package():
 
 
 def tarballs(farmctl):
-    """The directory of the node tarball of profiles/hello, baked by this farmctl."""
+    """The directory of the node tarball of profiles/hello, baked by this farmctl; in `next`
+    that of the release after it, a line of code further."""
     key = cache.digest(farmctl, PROFILE, pathlib.Path(__file__))
-    made = cache.entry("tarballs", key, "hello's tarball, with farmctl on this host",
+    made = cache.entry("tarballs", key, "hello's tarballs, with farmctl on this host",
                        lambda to: _bake(farmctl, to))
     return made / "tarballs"
 
@@ -59,6 +60,9 @@ mount -t tmpfs tmpfs /var/lib/schroot
 mkdir /var/lib/schroot/session
 "$farmctl" --root "$root" bootstrap "$profile"
 "$farmctl" --root "$root" bake "$profile" --output "$out"
+cp -r "$profile" "$root/next"
+echo "# One line more." >>"$root/next/app/hello.py"
+"$farmctl" --root "$root" bake "$root/next" --set-version 1.0.1 --output "$out/next"
 """
 
 
@@ -66,7 +70,7 @@ def _bake(farmctl, to):
     host.install_packages("debootstrap", "schroot", "python3", "gpgv", "debian-archive-keyring")
     root, out = to / "root", to / "tarballs"
     root.mkdir()
-    out.mkdir()
+    (out / "next").mkdir(parents=True)
     environment = {**os.environ, "FARMCTL_CACHE": str(host.CACHE.parent)}
     command = ["sh", "-euc", BAKE, "sh", farmctl, root, PROFILE, out]
     host.run(host.contained(command), within=900, env=environment)

@@ -3,6 +3,7 @@ import statistics
 
 COLUMNS = [
     ("bootstrap", "bootstrap, cached"), ("install", "install"),
+    ("install over", "over a release"),
     ("start: session", "begin"), ("schroot -b", "`schroot -b`"), ("copy", "bare copy"),
     ("stop: session", "end"), ("schroot -e", "`schroot -e`"), ("remove copy", "bare removal"),
     ("start", "start"), ("stop", "stop"),

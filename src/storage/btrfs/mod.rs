@@ -4,6 +4,8 @@
 //! Sealed is btrfs's own read-only property. schroot's snapshots lie beside the volumes, in
 //! a directory that is nobody else's.
 
+mod subvolume;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -165,6 +167,10 @@ impl Storage for Btrfs {
             .named(format!("sealing volume {name}"))
             .run()?;
         self.shelf.seal(name, access)
+    }
+
+    fn last_change(&self, name: &str) -> Result<Option<String>> {
+        subvolume::last_change(&self.shelf.tree(name)).map(Some)
     }
 
     fn usage(&self) -> Result<Usage> {
