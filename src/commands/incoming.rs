@@ -137,24 +137,26 @@ impl Incoming {
         if !commands.is_empty() {
             plan.commands(format!("make the account {}", layout::account(name)), commands);
         }
+        let make = format!("make volume {volume}: {}, {why}", storage.name());
         let app = self.known.as_ref();
         let earlier = app.map(|app| earlier(app, archive, storage.as_ref(), *size, node));
         if let Some(earlier) = earlier.transpose()?.flatten() {
-            let from = &earlier.release.volume;
-            plan.commands(
-                format!("fork volume {from}: {}", storage.name()),
-                storage.describe_fork(from, &volume)?,
-            );
-            plan.step(format!(
-                "unpack what {} lacks, and verify all of {}",
-                earlier.release.version,
-                ui::size(manifest.payload.content)
-            ));
+            let Release { volume: from, version, .. } = &earlier.release;
+            let content = ui::size(manifest.payload.content);
+            if storage.forks_share() {
+                plan.commands(
+                    format!("fork volume {from}: {}", storage.name()),
+                    storage.describe_fork(from, &volume)?,
+                );
+                plan.step(format!("unpack what {version} lacks, and verify all of {content}"));
+            } else {
+                plan.commands(make, storage.describe_create(&volume, *size)?);
+                plan.step(format!(
+                    "copy what {version} has, unpack what it lacks, and verify all of {content}"
+                ));
+            }
         } else {
-            plan.commands(
-                format!("make volume {volume}: {}, {why}", storage.name()),
-                storage.describe_create(&volume, *size)?,
-            );
+            plan.commands(make, storage.describe_create(&volume, *size)?);
             plan.step(format!(
                 "unpack and verify {} in {} segments",
                 ui::size(manifest.payload.content),
@@ -202,7 +204,8 @@ impl Incoming {
         let tree = match earlier(&app, archive, storage.as_ref(), *size, node)? {
             None => None,
             Some(earlier) => {
-                let tree = earlier.patch(archive, storage.as_ref(), &volume, &mark, ui);
+                let new = New { name: &volume, size: *size, mark: &mark };
+                let tree = earlier.make(archive, storage.as_ref(), new, ui);
                 if let Err(error) = &tree {
                     run::check_interrupted()?;
                     let version = earlier.release.version;
@@ -281,12 +284,13 @@ fn earlier(
         // What has the name is none of this install's: making the volume says so.
         return Ok(None);
     }
-    // A fork is as large as what it is made from.
     let fits = |release: &&Release| {
         let volume = there.iter().find(|volume| volume.name == release.volume);
+        // A fork is as large as what it is made from.
         let sizes = size.bytes()..2 * size.bytes();
+        let may = |has: u64| !storage.forks_share() || sizes.contains(&has);
         release.storage == storage.name()
-            && volume.is_some_and(|volume| volume.size.is_none_or(|has| sizes.contains(&has)))
+            && volume.is_some_and(|volume| volume.size.is_none_or(may))
     };
     let current = app.current.as_deref().and_then(|version| app.release(version));
     let Some(release) = current.filter(fits).or_else(|| app.releases.iter().rev().find(fits))
@@ -299,38 +303,58 @@ fn earlier(
         node.index(&app.name, &release.version).ok().flatten(),
     );
     let (Some(manifest), Some(index)) = papers else { return Ok(None) };
-    let lacking = archive.patch(&index, &manifest.capabilities).size();
+    let lacking = if storage.forks_share() {
+        archive.patch(&index, &manifest.capabilities).size()
+    } else {
+        archive.reuse(&index).size()
+    };
     let is_worth_it = lacking <= archive.manifest().payload.size / 2;
     Ok(is_worth_it.then(|| Earlier { release: release.clone(), manifest, index }))
 }
 
+/// A volume to be.
+struct New<'a> {
+    name: &'a str,
+    size: Size,
+    mark: &'a Mark,
+}
+
 impl Earlier {
     /// Makes the volume of what this release has and the tarball has besides.
-    fn patch(
+    fn make(
         &self,
         archive: &Archive,
         storage: &dyn Storage,
-        volume: &str,
-        mark: &Mark,
+        new: New<'_>,
         ui: &Ui,
     ) -> Result<Tree> {
-        let patch = archive.patch(&self.index, &self.manifest.capabilities);
+        let Release { version, volume: from, last_change, .. } = &self.release;
         let content = archive.manifest().payload.content;
-        ui.step(format!(
-            "forking {}, unpacking {} of {}",
-            self.release.version,
-            ui::size(patch.size().min(content)),
-            ui::size(content)
-        ));
-        storage.fork(&self.release.volume, volume, mark)?;
+        let say = |lacking: u64| {
+            let (lacking, content) = (ui::size(lacking.min(content)), ui::size(content));
+            ui.step(format!("taking what {version} has, unpacking {lacking} of {content}"));
+        };
+        let threads = parallel::processors();
+        if !storage.forks_share() {
+            let reuse = archive.reuse(&self.index);
+            say(reuse.size());
+            let source = storage.open(from, Access::ReadOnly)?;
+            storage.create(new.name, new.size, new.mark)?;
+            let tree = storage.open(new.name, Access::ReadWrite)?;
+            with_meter(ui, &|progress| {
+                reuse.extract(source.path(), tree.path(), threads, progress)
+            })?;
+            source.close()?;
+            return Ok(tree);
+        }
+        let patch = archive.patch(&self.index, &self.manifest.capabilities);
+        say(patch.size());
+        storage.fork(from, new.name, new.mark)?;
         // Asked after the fork, so that it holds for what was forked.
-        let verified = self.release.last_change.is_some()
-            && storage.last_change(&self.release.volume)? == self.release.last_change;
-        let before = if verified { Copied::Verified } else { Copied::Unknown };
-        let tree = storage.open(volume, Access::ReadWrite)?;
-        with_meter(ui, &|progress| {
-            patch.apply(tree.path(), before, parallel::processors(), progress)
-        })?;
+        let is_verified = last_change.is_some() && storage.last_change(from)? == *last_change;
+        let copied = if is_verified { Copied::Verified } else { Copied::Unknown };
+        let tree = storage.open(new.name, Access::ReadWrite)?;
+        with_meter(ui, &|progress| patch.apply(tree.path(), copied, threads, progress))?;
         Ok(tree)
     }
 }

@@ -201,6 +201,10 @@ pub trait Storage: std::fmt::Debug + Sync {
     /// # Errors
     /// As [`Storage::create`].
     fn fork(&self, from: &str, to: &str, mark: &Mark) -> Result<()>;
+    /// Whether a fork shares with its origin what both have, and so is made in no time.
+    fn forks_share(&self) -> bool {
+        false
+    }
     /// Makes a volume with the contents of another that stays as it is meanwhile, for a build
     /// that removes it again: a layer over the other one, where that is less work than a fork.
     /// Callers have a mount namespace of their own, as with [`Storage::open`]. It is opened,

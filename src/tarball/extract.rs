@@ -4,6 +4,7 @@
 //! capabilities away. Directories are closed to everybody but root until the end, when
 //! they get their own mode and time, the last one first.
 
+use std::borrow::Borrow;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -41,15 +42,39 @@ impl Opened {
     pub fn new(tree: &Tree) -> Result<Opened> {
         Ok(Opened { path: String::new(), directory: tree.open_directory(b"")? })
     }
+
+    /// The directory a path lies in, and its name there.
+    fn parent<'a>(&mut self, tree: &Tree, path: &'a str) -> Result<(BorrowedFd<'_>, &'a str)> {
+        let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+        if self.path != parent {
+            let directory = tree.open_directory(parent.as_bytes())?;
+            *self = Opened { path: parent.to_owned(), directory };
+        }
+        Ok((self.directory.as_fd(), name))
+    }
+
+    /// Makes a file, open for reading and writing.
+    pub fn create(&mut self, tree: &Tree, path: &str) -> Result<File> {
+        let (parent, name) = self.parent(tree, path)?;
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+        let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(File::from(openat(parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?))
+    }
+}
+
+/// Opens an existing empty directory, `lost+found` aside.
+pub(super) fn open_empty(target: &Path) -> Result<Tree> {
+    let tree = Tree::open(target)?;
+    if !is_empty(target).with_context(|| format!("reading {}", target.display()))? {
+        return refuse(format!("{} is not empty", target.display()), "give an empty directory");
+    }
+    Ok(tree)
 }
 
 impl Extractor {
     /// Begins in an existing empty directory, `lost+found` aside.
     pub fn new(target: &Path) -> Result<Extractor> {
-        let tree = Tree::open(target)?;
-        if !is_empty(target).with_context(|| format!("reading {}", target.display()))? {
-            return refuse(format!("{} is not empty", target.display()), "give an empty directory");
-        }
+        let tree = open_empty(target)?;
         let parent = Opened::new(&tree)?;
         Ok(Extractor { tree, rules: Rules::default(), parent })
     }
@@ -71,15 +96,26 @@ impl Extractor {
 
     /// Gives directories what was held back and writes everything to the disk.
     pub fn finish(self) -> Result<()> {
-        for member in self.rules.seen().iter().rev() {
-            if member.body == Body::Directory {
-                let fd = self.tree.open_directory(member.path.as_bytes())?;
-                settle(&File::from(fd), member)
-                    .with_context(|| format!("writing {}", member.path))?;
+        finish(&self.tree, self.rules.seen().iter())
+    }
+}
+
+/// Gives those of a tree's members that are directories their owner, mode and time, the last
+/// one first, and writes everything to the disk. What is right already is not written.
+pub(super) fn finish<M: Borrow<Member>>(
+    tree: &Tree,
+    members: impl DoubleEndedIterator<Item = M>,
+) -> Result<()> {
+    for member in members.rev() {
+        let member = member.borrow();
+        if member.body == Body::Directory {
+            let directory = File::from(tree.open_directory(member.path.as_bytes())?);
+            if !is_settled(&directory, member)? {
+                settle(&directory, member).with_context(|| format!("writing {}", member.path))?;
             }
         }
-        syncfs(self.tree.root()).context("writing everything to the disk")
     }
+    syncfs(tree.root()).context("writing everything to the disk")
 }
 
 /// Makes what a member is, with its content from `members` if it has some.
@@ -90,12 +126,11 @@ pub(super) fn write<P: Pieces>(
     sha256: Option<&str>,
     members: &mut Members<P>,
 ) -> Result<()> {
-    let (parent, name) = member.path.rsplit_once('/').unwrap_or(("", &member.path));
-    if open.path != parent {
-        let directory = tree.open_directory(parent.as_bytes())?;
-        *open = Opened { path: parent.to_owned(), directory };
+    if let Body::File { size } = member.body {
+        let file = open.create(tree, &member.path)?;
+        return write_file(file, member, size, sha256, members);
     }
-    let parent = open.directory.as_fd();
+    let (parent, name) = open.parent(tree, &member.path)?;
     match &member.body {
         Body::Directory => mkdirat(parent, name, Mode::S_IRWXU)?,
         Body::Symlink { target } => {
@@ -111,22 +146,18 @@ pub(super) fn write<P: Pieces>(
             // Without AT_SYMLINK_FOLLOW, and the rules know it for a regular file.
             linkat(from, file, parent, name, AtFlags::empty())?;
         }
-        Body::File { size } => write_file(parent, name, member, *size, sha256, members)?,
+        Body::File { .. } => unreachable!("it was written"),
     }
     Ok(())
 }
 
 fn write_file<P: Pieces>(
-    parent: BorrowedFd<'_>,
-    name: &str,
+    mut file: File,
     member: &Member,
     size: u64,
     sha256: Option<&str>,
     members: &mut Members<P>,
 ) -> Result<()> {
-    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-    let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let mut file = File::from(openat(parent, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
     let mut hash = Sha256::new();
     members.content(size, &mut |piece| {
         if sha256.is_some() {
@@ -135,9 +166,15 @@ fn write_file<P: Pieces>(
         Ok(file.write_all(piece)?)
     })?;
     if let Some(wanted) = sha256 {
-        ensure!(hex(&hash.finalize()) == wanted, "its content is not what the file index says");
+        require_content(&hex(&hash.finalize()), wanted)?;
     }
     settle(&file, member)
+}
+
+/// Refuses content with another SHA-256, hex, than the one that is wanted.
+pub(super) fn require_content(found: &str, wanted: &str) -> Result<()> {
+    ensure!(found == wanted, "its content is not what the file index says");
+    Ok(())
 }
 
 /// Gives an open file or directory its owner, mode, capabilities and time.
@@ -154,7 +191,7 @@ pub(super) fn settle(file: &File, member: &Member) -> Result<()> {
 }
 
 /// Whether an open directory has its owner, mode and time.
-pub(super) fn is_settled(directory: &File, member: &Member) -> Result<bool> {
+fn is_settled(directory: &File, member: &Member) -> Result<bool> {
     let stat = fstat(directory)?;
     Ok((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (member.uid, member.gid, member.mode)
         && (stat.st_mtime, stat.st_mtime_nsec) == (member.mtime, 0))

@@ -17,7 +17,8 @@
 //! | `incoming` | blocks out of a pipe |
 //! | `foreign` | what is no tarball, told by what it is instead |
 //! | `opening` | the members before the payload |
-//! | `pack`, `archive`, `extract`, `patch`, `compare`, `plain` | what the recipes call |
+//! | `partial` | a payload of which not all is decoded |
+//! | `pack`, `archive`, `extract`, `patch`, `reuse`, `compare`, `plain` | what the recipes call |
 
 mod archive;
 mod compare;
@@ -28,9 +29,11 @@ mod incoming;
 mod member;
 mod opening;
 mod pack;
+mod partial;
 mod patch;
 mod pax;
 mod plain;
+mod reuse;
 mod rules;
 mod segment;
 mod walk;
@@ -52,6 +55,7 @@ pub use opening::{Check, Opening};
 pub use pack::{Packed, pack};
 pub use patch::{Copied, Patch};
 pub use plain::{restore_tree, save_tree};
+pub use reuse::Reuse;
 pub use segment::{SegmentCache, contents};
 pub use walk::{Scan, scan};
 

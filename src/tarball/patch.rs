@@ -1,4 +1,4 @@
-//! Making a release's tree out of a copy of another release's.
+//! Making a release's tree out of a fork of another release's.
 //!
 //! What both have stays as it is, what is new is unpacked from the segments it lies in, and at
 //! the end the whole tree is compared with the file index. Nothing in it is taken on trust:
@@ -6,21 +6,17 @@
 //! other release was installed and the storage knows that nobody changed it since.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::ops::Range;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use nix::unistd::{UnlinkatFlags, syncfs, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::Progress;
 use super::archive::Archive;
 use super::compare::{compare, compare_unread};
-use super::decode::decode_blocks;
-use super::extract::{Opened, is_settled, settle, write};
-use super::member::Members;
-use super::segment::contents;
+use super::extract::finish;
+use super::partial::Partial;
 use super::walk::Tree;
 use crate::hash::from_hex;
 use crate::manifest::{Capability, FileEntry, FileIndex, FileKind};
@@ -42,9 +38,8 @@ pub struct Patch<'a> {
     removed: Vec<&'a FileEntry>,
     /// Paths that are made anew.
     made: HashSet<&'a str>,
-    /// The payload's segments: the entries in each, and whether a file that is made anew
-    /// lies there.
-    segments: Vec<(Range<usize>, bool)>,
+    /// Where files lie that are made anew.
+    lacking: Partial<'a>,
 }
 
 impl Archive {
@@ -70,14 +65,8 @@ impl Archive {
             made.extend(new.map(|new| new.path.as_str()));
         }
         removed.reverse();
-        let is_made = |entry: &FileEntry| {
-            matches!(entry.kind, FileKind::File { .. }) && made.contains(entry.path.as_str())
-        };
-        let holds = |range: &Range<usize>| self.files().files[range.clone()].iter().any(is_made);
-        // Of a tarball not cut at members, members are not found where they are looked for.
-        let segments = contents(self.manifest(), self.files()).into_iter();
-        let segments = segments.map(|range| (range.clone(), holds(&range))).collect();
-        Patch { archive: self, segments, removed, made }
+        let lacking = Partial::new(self, |entry| made.contains(entry.path.as_str()));
+        Patch { archive: self, lacking, removed, made }
     }
 }
 
@@ -92,8 +81,7 @@ impl Patch<'_> {
     /// Bytes of tar that are to be decoded.
     #[must_use]
     pub fn size(&self) -> u64 {
-        let segments = self.segments.iter().zip(&self.archive.manifest().segments);
-        segments.filter(|((_, wanted), _)| *wanted).map(|(_, segment)| segment.size).sum()
+        self.lacking.size()
     }
 
     /// Changes a copy of the other release's tree and compares all of it with the file index;
@@ -117,17 +105,8 @@ impl Patch<'_> {
             let tree = Tree::open(target)?;
             self.remove(&tree)?;
             self.make(&tree, threads, progress)?;
-            for entry in archive.files().files.iter().rev() {
-                if entry.kind == FileKind::Directory {
-                    let directory = File::from(tree.open_directory(entry.path.as_bytes())?);
-                    let member = archive.member(entry);
-                    // Most are as they were: what is not written need not be synced.
-                    if !is_settled(&directory, &member)? {
-                        settle(&directory, &member)
-                            .with_context(|| format!("writing {}", entry.path))?;
-                    }
-                }
-            }
+            let entries = archive.files().files.iter();
+            finish(&tree, entries.map(|entry| archive.member(entry)))?;
             let capabilities = &archive.manifest().capabilities;
             let differences = match copied {
                 Copied::Unknown => compare(target, archive.files(), capabilities, progress),
@@ -136,7 +115,7 @@ impl Patch<'_> {
             if let Some(first) = differences.first() {
                 bail!("{first}");
             }
-            syncfs(tree.root()).context("writing everything to the disk")
+            Ok(())
         };
         apply().with_context(|| format!("unpacking {}", archive.name))
     }
@@ -155,38 +134,14 @@ impl Patch<'_> {
     }
 
     fn make(&self, tree: &Tree, threads: usize, progress: Progress<'_>) -> Result<()> {
-        let archive = self.archive;
-        let hashes = archive.manifest().segments.iter().map(|segment| segment.sha256.as_str());
-        let blocks: Vec<_> = archive
-            .blocks
-            .iter()
-            .copied()
-            .zip(hashes)
-            .zip(&self.segments)
-            .enumerate()
-            .filter(|(_, (_, (_, wanted)))| *wanted)
-            .map(|(number, ((block, sha256), _))| (number, block, sha256))
-            .collect();
-        decode_blocks(&archive.file, &blocks, threads, progress, |decoded| {
-            let mut opened = Opened::new(tree)?;
-            let mut members = Members::new(decoded);
-            for (range, is_decoded) in &self.segments {
-                for entry in &archive.files().files[range.clone()] {
-                    let member = if *is_decoded {
-                        archive.next_member(&mut members, entry)?
-                    } else {
-                        archive.member(entry)
-                    };
-                    if self.made.contains(entry.path.as_str()) {
-                        write(tree, &mut opened, &member, entry.sha256(), &mut members)
-                            .with_context(|| format!("writing {}", entry.path))?;
-                    } else if *is_decoded {
-                        members.content(member.content(), &mut |_| Ok(()))?;
-                    }
-                }
-            }
-            Ok(())
-        })
+        let made = |entry: &FileEntry| self.made.contains(entry.path.as_str());
+        let is_directory = |entry: &FileEntry| entry.kind == FileKind::Directory;
+        let is_link = |entry: &FileEntry| {
+            matches!(entry.kind, FileKind::Symlink { .. } | FileKind::HardLink { .. })
+        };
+        self.lacking.make(tree, |entry| is_directory(entry) && made(entry))?;
+        self.lacking.write(tree, made, threads, progress)?;
+        self.lacking.make(tree, |entry| is_link(entry) && made(entry))
     }
 }
 
@@ -199,7 +154,7 @@ mod tests {
     use super::*;
     use crate::tarball::fixture::{NET_RAW, describe, noise, packed, quiet, run, sample};
 
-    /// Two releases, packed, and the tree of the first, extracted.
+    /// Two releases, packed.
     struct Pair {
         directory: tempfile::TempDir,
         before: Archive,
@@ -222,9 +177,14 @@ mod tests {
             Self { directory, before, after }
         }
 
-        fn extracted(&self, archive: &Archive, name: &str) -> PathBuf {
+        fn empty(&self, name: &str) -> PathBuf {
             let target = self.directory.path().join(name);
             fs::create_dir(&target).expect("a directory");
+            target
+        }
+
+        fn extracted(&self, archive: &Archive, name: &str) -> PathBuf {
+            let target = self.empty(name);
             archive.extract(&target, 2, &quiet).expect("as packed");
             target
         }
@@ -234,7 +194,8 @@ mod tests {
             self.after.patch(self.before.files(), capabilities)
         }
 
-        /// Patches the first tree: the second one must come out. Answers bytes decoded.
+        /// Patches the first tree, and makes a new one with its help: the second one must
+        /// come out. Answers bytes decoded for a patch.
         #[track_caller]
         fn assert_patched(&self) -> u64 {
             let whole = self.extracted(&self.after, "whole");
@@ -244,6 +205,11 @@ mod tests {
                 patch.apply(&target, copied, 2, &quiet).expect("it is a copy");
                 assert_eq!(describe(&target), describe(&whole));
             }
+            let (source, target) = (self.extracted(&self.before, "before"), self.empty("reused"));
+            let reuse = self.after.reuse(self.before.files());
+            reuse.extract(&source, &target, 2, &quiet).expect("it is as it was");
+            assert_eq!(describe(&target), describe(&whole));
+            assert!(reuse.size() <= patch.size());
             patch.size()
         }
     }
@@ -312,6 +278,7 @@ mod tests {
     #[test]
     fn a_copy_that_is_not_as_it_was_is_refused() {
         let pair = Pair::new(|tree| fs::write(tree.join("etc/new"), "x").expect("a file"));
+        let whole = pair.extracted(&pair.after, "whole");
         for (number, harm) in [
             // Of what nobody changed, content is not read; all else is looked at.
             "printf y | dd conv=notrunc status=none of=usr/lib/large",
@@ -327,6 +294,13 @@ mod tests {
         {
             let target = pair.extracted(&pair.before, &number.to_string());
             run("sh", &["-ec", &format!("cd \"$0\"; {harm}")], &target);
+            // What is made anew is right whatever is wrong with the other one, or refused.
+            let reused = pair.empty(&format!("reused-{number}"));
+            let reuse = pair.after.reuse(pair.before.files());
+            match reuse.extract(&target, &reused, 2, &quiet) {
+                Ok(()) => assert!(number > 0 && describe(&reused) == describe(&whole), "{harm}"),
+                Err(error) => assert!(number != 1, "{harm}: {error:#}"),
+            }
             let copied = if number == 0 { Copied::Unknown } else { Copied::Verified };
             let error = pair.patch().apply(&target, copied, 2, &quiet).expect_err(harm);
             assert!(format!("{error:#}").starts_with("unpacking after.tar.xz: "), "{error:#}");

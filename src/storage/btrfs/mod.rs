@@ -153,6 +153,10 @@ impl Storage for Btrfs {
         self.forking(from, to).run()
     }
 
+    fn forks_share(&self) -> bool {
+        true
+    }
+
     fn fork_takes(&self, name: &str) -> Result<u64> {
         self.shelf.require(name).map(|()| 0)
     }

@@ -461,6 +461,10 @@ impl Storage for Lvm {
         source.close()
     }
 
+    fn forks_share(&self) -> bool {
+        self.kind == Kind::Thin
+    }
+
     fn fork_takes(&self, name: &str) -> Result<u64> {
         let volume = self.require(name)?;
         Ok(if self.kind == Kind::Thin { 0 } else { volume.size })
