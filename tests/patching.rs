@@ -29,7 +29,7 @@ fn release(farm: &Farm, version: &str) -> PathBuf {
     fs::create_dir_all(&out).expect("there is room");
     Tiny::new(&tiny::profile("shop", version, SLEEP))
         .zeros("srv/large", 64 << 20)
-        .file("srv/marked", str::from_utf8(&MARKED).expect("it is ASCII"), 0o644)
+        .file("srv/marked", std::str::from_utf8(&MARKED).expect("it is ASCII"), 0o644)
         .file("srv/version", version, 0o644)
         .pack(&out)
 }

@@ -205,7 +205,7 @@ impl Incoming {
             None => None,
             Some(earlier) => {
                 let new = New { name: &volume, size: *size, mark: &mark };
-                let tree = earlier.make(archive, storage.as_ref(), new, ui);
+                let tree = earlier.make(archive, storage.as_ref(), &new, ui);
                 if let Err(error) = &tree {
                     run::check_interrupted()?;
                     let version = earlier.release.version;
@@ -325,7 +325,7 @@ impl Earlier {
         &self,
         archive: &Archive,
         storage: &dyn Storage,
-        new: New<'_>,
+        new: &New<'_>,
         ui: &Ui,
     ) -> Result<Tree> {
         let Release { version, volume: from, last_change, .. } = &self.release;
