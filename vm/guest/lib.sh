@@ -61,21 +61,31 @@ assert_status() {
 # served URL: the page, which must come.
 served() { curl --silent --show-error --fail --max-time $((10 * VM_SLOWNESS)) "$1"; }
 
-# load_begin URL SECONDS: requests from 8 connections, in the background.
+# load_begin URL SECONDS [PAUSE]: requests from 8 connections, in the background, PAUSE
+# milliseconds (0) after the answer before.
 load_begin() {
     wrk --threads 1 --connections 8 --duration "$2" --timeout $((10 * VM_SLOWNESS)) \
-        --script "$SHARE/guest/load.lua" "$1" >/run/vm/load &
+        --script "$SHARE/guest/load.lua" "$1" -- "${3:-0}" >/run/vm/load &
     load=$!
 }
 
-# load_end: waits for the end of the load, of which no request may have failed.
+# load_end: waits for the end of the load, of which no request may have failed. How many there
+# were is in $requests, how long most took at most, in microseconds, in $most.
+# shellcheck disable=SC2034 # for the test
 load_end() {
     wait "$load" || fail "wrk: $(cat /run/vm/load)"
-    local requests errors
-    read -r requests errors < <(sed -n 's/^requests \(.*\) errors \(.*\)/\1 \2/p' /run/vm/load)
-    step "load: $requests requests, $errors errors"
+    local errors half
+    read -r requests errors half most \
+        < <(sed -n 's/^requests \(.*\) errors \(.*\) half \(.*\) most \(.*\)/\1 \2 \3 \4/p' /run/vm/load)
+    step "load: $requests requests, $errors errors; p50 $half µs, p99 $most µs"
     [ "$requests" -ge 20 ] || fail "only $requests requests"
     assert_equal 'failed requests' 0 "$errors"
+}
+
+# load_stop: the same, but ends the load at once: with SIGINT wrk tells what it has.
+load_stop() {
+    kill -INT "$load"
+    load_end
 }
 
 # session_of APPLICATION: name of its schroot session.

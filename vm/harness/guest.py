@@ -157,7 +157,7 @@ class Guest:
         return dataclasses.replace(
             self.machine, interactive=interactive, writable=[self.result, *disks],
             parameters=[*parameters, f"vm.engine={self.engine.name}",
-                        f"vm.slowness={self.engine.slowness}",
+                        f"vm.slowness={self.engine.slowness}", f"vm.rounds={self.test.rounds}",
                         f"vm.result={{disk[{first}]}}", f"vm.disks={words}"])
 
     def _start(self, command, console):

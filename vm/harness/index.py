@@ -10,7 +10,7 @@ TESTS = host.ROOT / "vm/tests"
 ENGINES = ("uml", "qemu")
 NODES = ("fresh", "ready")
 SUITES = ("bookworm", "trixie")
-KEYS = {"node", "suites", "storage", "disks", "engines", "limit", "only_when_named"}
+KEYS = {"node", "suites", "storage", "disks", "engines", "limit", "rounds", "only_when_named"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Test:
     disks: tuple[int, ...] = ()
     """Blank disks, in MiB."""
     engines: tuple[str, ...] = ENGINES
+    rounds: int = 0
+    """How often it does what it is about; 0 if it does not ask."""
     only_when_named: bool = False
     """Not part of a run of all."""
     directory: str = "tests"
@@ -75,6 +77,14 @@ def _tests(name, value):
     suites = fields.pop("suites", SUITES[:1])
     return [Test(name if suite == SUITES[0] else f"{name}@{suite}", suite=suite, **fields)
             for suite in suites]
+
+
+def repeated(test, rounds):
+    """The test with another number of rounds, and as much more time."""
+    if not test.rounds:
+        return test
+    return dataclasses.replace(test, rounds=rounds,
+                               limit=test.limit * max(1, -(-rounds // test.rounds)))
 
 
 def select(tests, names):

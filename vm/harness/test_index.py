@@ -18,6 +18,7 @@ node = "ready"
 storage = "lvm"
 disks = [64, 32]
 engines = ["uml"]
+rounds = 3
 limit = 600
 only_when_named = true
 """
@@ -44,6 +45,13 @@ class Index(unittest.TestCase):
     def names(self, *wanted):
         """The names of those that are chosen."""
         return [test.name for test in index.select(self.read(), wanted)]
+
+    def test_more_rounds_have_more_time(self):
+        tests = self.read()
+        for rounds, limit in [(1, 600), (3, 600), (4, 1200), (20, 4200)]:
+            test = index.repeated(tests["it-takes-long"], rounds)
+            self.assertEqual((test.rounds, test.limit), (rounds, limit))
+        self.assertEqual(index.repeated(tests["it-works"], 20), tests["it-works"])
 
     def test_a_test_runs_on_each_of_its_suites(self):
         self.assertEqual(self.names(), ["it-works", "it-works@trixie"])
