@@ -12,7 +12,7 @@ use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
-use common::{Farm, in_namespace, tool};
+use common::{Farm, tool};
 use nix::sys::signal::Signal::SIGKILL;
 use signal::{Working, word};
 use tiny::Tiny;
@@ -55,47 +55,23 @@ fn an_install_takes_what_a_release_has_and_the_release_may_go() {
     farm.assert_clean();
 }
 
-/// A farm whose volumes are on a file system of their own, made by `mkfs` in the file
-/// `image`; only within a namespace.
-fn on(mkfs: &str) -> Farm {
-    let farm = Farm::new();
-    let (image, volumes) = (farm.root().join("image"), farm.state("volumes"));
-    fs::File::create(&image).and_then(|file| file.set_len(512 << 20)).expect("there is room");
-    fs::create_dir_all(&volumes).expect("there is room");
-    tool(mkfs, &["-q", word(&image)]);
-    tool("mount", &["-o", "loop", word(&image), word(&volumes)]);
-    farm
-}
-
-fn leave(farm: &Farm) {
-    farm.run(&["remove", "shop", "--data"]).ok();
-    farm.assert_clean();
-    tool("umount", &[word(&farm.state("volumes"))]);
-}
-
 /// There a fork shares what it has in common, and is read-only until it is unsealed.
 #[test]
 fn on_btrfs_a_snapshot_of_the_release_is_changed() {
-    if !in_namespace("on_btrfs_a_snapshot_of_the_release_is_changed") {
-        return;
-    }
-    let farm = on("mkfs.btrfs");
+    let farm = Farm::on("mkfs.btrfs");
     installed(&farm);
     let ran = farm.run(&["install", word(&release(&farm, "1.1"))]).ok();
     assert!(ran.stderr.contains(TAKEN) && !ran.stderr.contains("warning"), "{}", ran.stderr);
     for version in ["1.0", "1.1"] {
         farm.run(&["verify", "shop", "--release", version]).ok();
     }
-    leave(&farm);
+    farm.assert_clean();
 }
 
 /// Where files can share what they hold, a directory takes no room twice.
 #[test]
 fn on_xfs_the_files_of_both_releases_share_what_they_hold() {
-    if !in_namespace("on_xfs_the_files_of_both_releases_share_what_they_hold") {
-        return;
-    }
-    let farm = on("mkfs.xfs");
+    let farm = Farm::on("mkfs.xfs");
     let free = || {
         let stat = nix::sys::statvfs::statvfs(&farm.state("volumes")).expect("it is mounted");
         (stat.blocks_free() * stat.fragment_size()) >> 20
@@ -111,22 +87,19 @@ fn on_xfs_the_files_of_both_releases_share_what_they_hold() {
     for version in ["1.0", "1.1"] {
         farm.run(&["verify", "shop", "--release", version]).ok();
     }
-    leave(&farm);
+    farm.assert_clean();
 }
 
 /// btrfs knows that nobody changed a release since its files were verified. Shown by what no
 /// install could miss if it read them, a disk that answers other bytes; `verify` does.
 #[test]
 fn on_btrfs_what_nobody_changed_is_not_read_again() {
-    if !in_namespace("on_btrfs_what_nobody_changed_is_not_read_again") {
-        return;
-    }
-    let farm = on("mkfs.btrfs");
+    let farm = Farm::on("mkfs.btrfs");
     installed(&farm);
     let image = fs::File::options().read(true).write(true).open(farm.root().join("image"));
     let image = image.expect("it was made");
     let (mut block, mut harmed) = (vec![0; MARKED.len()], 0);
-    for offset in (0..512 << 20).step_by(4096) {
+    for offset in (0..1 << 30).step_by(4096) {
         image.read_exact_at(&mut block, offset).expect("it is a file");
         if block == MARKED {
             image.write_all_at(&[0; 512], offset).expect("there is room");
@@ -139,15 +112,12 @@ fn on_btrfs_what_nobody_changed_is_not_read_again() {
     let ran = farm.run(&["verify", "shop", "--release", "1.1"]);
     let why = "reading srv/marked: Input/output error";
     assert!(ran.code != 0 && ran.error().ends_with(why), "{}", ran.stderr);
-    leave(&farm);
+    farm.assert_clean();
 }
 
 #[test]
 fn on_btrfs_a_release_that_was_changed_is_read_and_not_taken() {
-    if !in_namespace("on_btrfs_a_release_that_was_changed_is_read_and_not_taken") {
-        return;
-    }
-    let farm = on("mkfs.btrfs");
+    let farm = Farm::on("mkfs.btrfs");
     installed(&farm);
     // As carefully as one can: size, mode and time stay.
     let harm = "cd \"$0\"; btrfs property set -f . ro false; touch -r srv/marked /run/when
@@ -159,7 +129,7 @@ fn on_btrfs_a_release_that_was_changed_is_read_and_not_taken() {
                srv/marked: content";
     assert!(ran.stderr.contains(why) && ran.stderr.contains(WHOLE), "{}", ran.stderr);
     farm.run(&["verify", "shop", "--release", "1.1"]).ok();
-    leave(&farm);
+    farm.assert_clean();
 }
 
 #[test]

@@ -40,51 +40,53 @@ fn timed(farm: &Farm, arguments: &[&str], version: &str) -> u128 {
     switched
 }
 
-#[test]
+/// Upgrades, rollbacks and reloads by turns while requests come at half the rate that is
+/// possible: as many as `FARMCTL_TEST_SWITCHES` says.
 #[expect(clippy::print_stderr, reason = "measured figures, shown with --nocapture")]
-fn no_request_is_lost_over_many_switches() {
+fn switch_often(farm: &Farm, storage: &str) {
     let rounds: usize = env::var("FARMCTL_TEST_SWITCHES")
         .map_or(10, |count| count.parse().expect("FARMCTL_TEST_SWITCHES is a number"));
-    let farm = Farm::new();
-    Shop::new("1.0").start(&farm);
-    let usual = Load::start(&url()).end(Duration::from_secs(3));
-    let second = Shop::new("1.1").pack(&farm);
-    let load = Load::start(&url());
+    Shop::new("1.0").start(farm);
+    let status = farm.run(&["status", "shop"]).ok().stdout;
+    assert!(status.contains(&format!("\nstorage      {storage}, ")), "{status}");
+    let second = Shop::new("1.1").pack(farm);
+    let pause = Load::pause_for_half(&url());
+    let usual = Load::pausing(&url(), pause).end(Duration::from_secs(5));
+    let load = Load::pausing(&url(), pause);
     // A visitor with a slow line keeps the answer that has begun.
     let slow = std::thread::spawn(|| get(PORT, "/slow"));
     let quick = ["--watch", "1s"];
     let mut upgrades =
-        vec![timed(&farm, &[&["upgrade", "shop", word(&second)][..], &quick].concat(), "1.1")];
+        vec![timed(farm, &[&["upgrade", "shop", word(&second)][..], &quick].concat(), "1.1")];
     let slow = slow.join().expect("it was answered");
     assert_eq!((slow.status, slow.body.len()), (200, 100 << 10));
     let mut rollbacks = Vec::new();
     for round in 1..rounds {
+        let next = if get(PORT, "/").body == "1.0" { "1.1" } else { "1.0" };
         match round % 3 {
-            1 => rollbacks.push(timed(
-                &farm,
-                &["rollback", "shop"],
-                if farm.run(&["status", "shop"]).stdout.contains("1.1 (") { "1.0" } else { "1.1" },
-            )),
+            1 => rollbacks.push(timed(farm, &["rollback", "shop"], next)),
             2 => drop(farm.run(&["reload", "shop"]).ok()),
             _ => {
-                let next = if get(PORT, "/").body == "1.0" { "1.1" } else { "1.0" };
-                upgrades.push(timed(
-                    &farm,
-                    &[&["upgrade", "shop", next][..], &quick].concat(),
-                    next,
-                ));
+                let upgrade = [&["upgrade", "shop", next][..], &quick].concat();
+                upgrades.push(timed(farm, &upgrade, next));
             }
         }
     }
     let report = load.end(Duration::from_secs(1));
     eprintln!(
-        "{rounds} switches and reloads: {report:?} (p99 without: {}); to the switch: upgrades \
-         {upgrades:?} ms, rollbacks {rollbacks:?} ms",
-        usual.p99
+        "{rounds} switches and reloads on {storage}: {} requests, {} a second, {} failed; p99 {}, \
+         without switches {}; to the switch: upgrades {}, rollbacks {}",
+        report.requests,
+        report.rate,
+        report.socket_errors + report.bad_answers,
+        report.p99,
+        usual.p99,
+        spread(upgrades),
+        spread(rollbacks),
     );
     assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
     assert!(report.requests > 1000, "{report:?}");
-    assert_alone(&farm);
+    assert_alone(farm);
     let status = farm.run(&["status", "shop"]).ok().stdout;
     assert!(status.starts_with("shop         running\n"), "{status}");
     // Twice leads forward again.
@@ -93,6 +95,23 @@ fn no_request_is_lost_over_many_switches() {
     assert_ne!(get(PORT, "/").body, now);
     farm.run(&["rollback", "shop"]).ok();
     assert_serves(&now);
+}
+
+/// The median and the most of some milliseconds, in words.
+fn spread(mut times: Vec<u128>) -> String {
+    times.sort_unstable();
+    let most = times.last().expect("there is one");
+    format!("{} ms, at most {most} ms", times[times.len() / 2])
+}
+
+#[test]
+fn no_request_is_lost_over_many_switches() {
+    switch_often(&Farm::new(), "directory");
+}
+
+#[test]
+fn no_request_is_lost_over_many_switches_on_btrfs() {
+    switch_often(&Farm::on("mkfs.btrfs"), "btrfs");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::release::EnvironmentRecord;
 use crate::run;
 use crate::schroot;
 use crate::stage;
-use crate::storage::{self, Access, Copies};
+use crate::storage::{self, Access, Copies, Storage};
 use crate::undo;
 
 /// Enter an application's session, or with --source an environment
@@ -100,29 +100,10 @@ fn in_copy(environment: &EnvironmentRecord, command: &[&str], node: &Node) -> Re
 /// In the tree of a bake that failed and was kept, in the project's files, as the steps of
 /// its build are. Its record is held as long, so that `gc` leaves it alone.
 fn in_kept(name: &str, command: &[&str], node: &Node) -> Result<i32> {
-    let kept = |object: &Object| match object {
-        Object::Volume { storage, name } if name.starts_with(layout::STAGE) => {
-            Some((storage.clone(), name.clone()))
-        }
-        _ => None,
-    };
-    // Of a bake that was killed there may be a layer, which is of no use without what was
-    // beneath it.
-    let lasts = |(storage, volume): &(String, String)| -> Result<bool> {
-        Ok(storage::named(storage, &node.site())?.lasts(volume))
-    };
     let mut bakes = node.abandoned()?;
     bakes.retain(|it| it.verb() == "bake" && it.subject() == name);
     bakes.sort_by_key(Transaction::began);
-    let all = bakes.iter().rev().flat_map(|it| it.objects().iter().filter_map(kept));
-    let mut found = None;
-    for volume in all {
-        if lasts(&volume)? {
-            found = Some(volume);
-            break;
-        }
-    }
-    let Some((storage, volume)) = found else {
+    let Some((storage, volume)) = last_kept(&bakes, node)? else {
         return refuse(
             format_args!("nothing is kept of a bake of {name}"),
             "farmctl bake PROFILE --keep keeps what fails",
@@ -135,13 +116,33 @@ fn in_kept(name: &str, command: &[&str], node: &Node) -> Result<i32> {
         );
     };
     mount::private_namespace()?;
-    let tree = storage::named(&storage, &node.site())?.open(&volume, Access::ReadWrite)?;
+    let tree = storage.open(volume, Access::ReadWrite)?;
     let chroot = stage::enter_kept(tree.path(), environment.epoch)?;
     let line = ["cd \"$0\" && exec \"$@\"", python::PROJECT];
     let status = chroot.downloading("/bin/sh").arg("-c").args(line).args(command).interactive();
     chroot.leave()?;
     tree.close()?;
     status
+}
+
+/// The stage of the last of these bakes that lasts: of one that was killed there may be a
+/// layer, which is of no use without what was beneath it.
+fn last_kept<'a>(
+    bakes: &'a [Transaction],
+    node: &Node,
+) -> Result<Option<(Box<dyn Storage>, &'a str)>> {
+    for object in bakes.iter().rev().flat_map(Transaction::objects) {
+        match object {
+            Object::Volume { storage, name } if name.starts_with(layout::STAGE) => {
+                let storage = storage::named(storage, &node.site())?;
+                if storage.lasts(name) {
+                    return Ok(Some((storage, name)));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 /// In the environment itself, unlocked; locked again whatever happens: when farmctl is

@@ -150,6 +150,8 @@ pub fn processes(root: &Path) -> Vec<String> {
 pub struct Farm {
     root: tempfile::TempDir,
     before: Machine,
+    /// Whether its volumes are on a file system of their own.
+    is_mounted: bool,
     // One farm at a time on a machine: schroot, nginx and ports are shared.
     _turn: Flock<fs::File>,
 }
@@ -164,7 +166,21 @@ impl Farm {
         // Short, because a socket's path has at most 108 bytes (unix(7)).
         let root = tempfile::Builder::new().prefix(PREFIX).tempdir_in(FARMS);
         let root = root.expect("there is room");
-        Self { before: Machine::look(root.path()), root, _turn: turn }
+        Self { before: Machine::look(root.path()), root, is_mounted: false, _turn: turn }
+    }
+
+    /// A new farm whose volumes are on a file system of their own, made by `mkfs` in the file
+    /// `image`.
+    pub fn on(mkfs: &str) -> Self {
+        let mut farm = Self::new();
+        let (image, volumes) = (farm.root().join("image"), farm.state("volumes"));
+        let [file, directory] = [&image, &volumes].map(|path| path.display().to_string());
+        fs::File::create(&image).and_then(|file| file.set_len(1 << 30)).expect("there is room");
+        fs::create_dir_all(&volumes).expect("there is room");
+        tool(mkfs, &["-q", &file]);
+        tool("mount", &["-o", "loop", &file, &directory]);
+        farm.is_mounted = true;
+        farm
     }
 
     /// The root directory.
@@ -241,7 +257,10 @@ impl Farm {
 
     /// Names of the farm's volumes.
     pub fn volumes(&self) -> BTreeSet<String> {
-        names(&self.state("volumes"))
+        let mut names = names(&self.state("volumes"));
+        // Where btrfs has the sessions.
+        names.remove(".sessions");
+        names
     }
 }
 
@@ -256,6 +275,10 @@ impl Drop for Farm {
             drop(self.run(&["gc"]));
         }
         let check = clear(self.root());
+        let left = self.volumes();
+        if self.is_mounted {
+            drop(run(called("umount", &[&self.state("volumes").display().to_string()])));
+        }
         let after = Machine::look(self.root());
         if std::thread::panicking() {
             return;
@@ -263,7 +286,7 @@ impl Drop for Farm {
         assert_eq!(check.code, 0, "gc --check found:\n{}\n{}", check.stdout, check.stderr);
         let changes = after.changes(&self.before);
         assert!(changes.is_empty(), "the machine is not as it was:\n{}", changes.join("\n"));
-        assert_eq!(self.volumes(), BTreeSet::new(), "no volume is left");
+        assert_eq!(left, BTreeSet::new(), "no volume is left");
     }
 }
 

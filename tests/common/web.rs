@@ -49,7 +49,7 @@ pub fn ask(method: &str, port: u16, path: &str, headers: &str) -> Answer {
     }
 }
 
-/// Thirty-two visitors at once: wrk(1).
+/// Visitors: wrk(1).
 #[derive(Debug)]
 pub struct Load {
     wrk: Child,
@@ -60,6 +60,8 @@ pub struct Load {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Report {
     pub requests: u64,
+    /// Of them in a second.
+    pub rate: u64,
     /// How long they came, as wrk prints it.
     pub within: String,
     /// Connections that were refused, cut or timed out.
@@ -72,12 +74,30 @@ pub struct Report {
 
 impl Load {
     /// Begins to load a URL.
+    /// Thirty-two at once, as fast as they are answered.
     pub fn start(url: &str) -> Self {
+        Self::of(&["-c32", url])
+    }
+
+    /// A hundred and twenty-eight, each of which pauses after an answer for so many
+    /// milliseconds: together they come at about a constant rate.
+    pub fn pausing(url: &str, milliseconds: u64) -> Self {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/vm/guest/load.lua");
+        Self::of(&["-c128", "-s", script, url, "--", &milliseconds.to_string()])
+    }
+
+    fn of(arguments: &[&str]) -> Self {
         let mut command = Command::new("wrk");
         // Ended by [`Self::end`] long before.
-        command.args(["-c32", "-t2", "--timeout", "10s", "--latency", "-d600s", url]);
+        command.args(["-t2", "--timeout", "10s", "--latency", "-d7200s"]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         Self { wrk: command.spawn().expect("wrk is installed"), since: Instant::now() }
+    }
+
+    /// How long [`Self::pausing`] visitors pause for half as many requests as are possible.
+    pub fn pause_for_half(url: &str) -> u64 {
+        let full = Self::start(url).end(Duration::from_secs(3));
+        2 * 128 * 1000 / full.rate
     }
 
     /// Ends it when it has gone on for this long at least.
@@ -117,6 +137,7 @@ fn parse(text: &str) -> Option<Report> {
     };
     Some(Report {
         requests: requests.parse().ok()?,
+        rate: after("Requests/sec:")?.split('.').next()?.parse().ok()?,
         within: rest.split(',').next()?.to_owned(),
         socket_errors,
         bad_answers,
@@ -133,6 +154,7 @@ fn failures_that_wrk_reports_are_counted() {
                 Non-2xx or 3xx responses: 7\nRequests/sec:   2512.43\n";
     let report = Report {
         requests: 5050,
+        rate: 2512,
         within: "2.01s".to_owned(),
         socket_errors: 35,
         bad_answers: 7,

@@ -7,6 +7,9 @@ trap 'echo "failed: line $LINENO of ${BASH_SOURCE[0]##*/}: $BASH_COMMAND" >&2' E
 # step WORDS...: says what comes next.
 step() { printf '== %s\n' "$*"; }
 
+# tell WORDS...: what is shown when the test passes, too, if it is said in its last boot.
+tell() { printf 'told: %s\n' "$*"; }
+
 # fail WORDS...: ends the test.
 fail() {
     printf 'failed: %s (line %s)\n' "$*" "${BASH_LINENO[0]}" >&2

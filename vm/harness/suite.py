@@ -9,6 +9,8 @@ import tempfile
 from . import cache, engine, guest, host, image, index, kernel, pool, share, table
 
 WORK = host.ROOT / "target/vm"
+TOLD = "told: "
+"""What a line of a test's log begins with that is shown when it passes, too."""
 
 
 def run(tests, wanted):
@@ -113,6 +115,9 @@ def _tell(it, verdict):
     line = f"{it.test.name} ({it.test.storage}, {it.engine.name}, {verdict.seconds:.0f} s)"
     if verdict.passed:
         host.say(f"ok   {line}")
+        for text in verdict.log.splitlines():
+            if text.startswith(TOLD):
+                host.say(f"     {text.removeprefix(TOLD)}")
         return
     host.say(f"FAIL {line}: {verdict.words}")
     console = max(it.place.glob("console-*"), key=lambda path: path.stat().st_mtime)
