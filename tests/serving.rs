@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_types, reason = "tests start the program as a user does")]
 
 mod common;
+#[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/web.rs"]
 mod web;
 
