@@ -79,10 +79,20 @@ pub struct Release {
     pub volume: String,
     /// When it was installed, seconds since 1970.
     pub installed: i64,
-    /// Last change of its tree, as the storage names it: as long as that is the last one, the
-    /// tree is what was verified. None where the storage does not know.
+    /// How to tell that nobody has changed its tree since it was verified. None where the
+    /// storage does not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_change: Option<String>,
+    pub verified: Option<Verified>,
+}
+
+/// What a tree was when it was verified.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Verified {
+    /// Its last change, as the storage names it.
+    pub last_change: String,
+    /// SHA-256 of the file index it was compared with, as that is kept, hex.
+    pub files: String,
 }
 
 /// A schroot session of a release.
@@ -358,7 +368,7 @@ mod tests {
             storage: "directory".to_owned(),
             volume: format!("fv-shop-{version}"),
             installed: 1,
-            last_change: None,
+            verified: None,
         }
     }
 

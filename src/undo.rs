@@ -392,7 +392,7 @@ mod tests {
             storage: "directory".to_owned(),
             volume: "fv-shop-1".to_owned(),
             installed: 1,
-            last_change: None,
+            verified: None,
         };
         node.save_app(&App::new("shop", 200_000).installed(release)).expect("it is writable");
         assert_eq!(rubbish(&node, &transaction).expect("it can be read"), [volume("fv-shop-2")]);

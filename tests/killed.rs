@@ -315,26 +315,6 @@ impl Backend {
     }
 }
 
-/// A btrfs for all volumes, in a file.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(farm: &Farm) -> Self {
-        let (image, volumes) = (farm.root().join("image"), farm.state("volumes"));
-        fs::File::create(&image).and_then(|file| file.set_len(1 << 30)).expect("there is room");
-        fs::create_dir_all(&volumes).expect("there is room");
-        tool("mkfs.btrfs", &["--quiet", word(&image)]);
-        tool("mount", &["-o", "loop", word(&image), word(&volumes)]);
-        Self(volumes)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        drop(run(called("umount", &[word(&self.0)])));
-    }
-}
-
 /// A farm with what a verb needs in it.
 struct Field {
     farm: Farm,
@@ -345,21 +325,21 @@ struct Field {
     out: PathBuf,
     first: PathBuf,
     second: PathBuf,
-    disk: Option<Disk>,
 }
 
 impl Drop for Field {
     fn drop(&mut self) {
         self.clear();
-        drop(self.disk.take());
     }
 }
 
 impl Field {
     fn new(verb: &'static Verb, backend: Backend) -> Self {
-        let farm = Farm::new();
+        let farm = match backend {
+            Backend::Directory => Farm::new(),
+            Backend::Btrfs => Farm::on("mkfs.btrfs"),
+        };
         let root = farm.root();
-        let disk = (backend == Backend::Btrfs).then(|| Disk::new(&farm));
         let profile = root.join("profiles/tiny");
         let out = root.join("baked");
         for directory in [&profile, &out] {
@@ -371,7 +351,7 @@ impl Field {
         let second = Shop { front: "max-body-mib = 17", ..Shop::new("1.1") };
         let (first, second) = (packed(&Shop::new("1.0"), &farm), packed(&second, &farm));
         let cache = root.join("cache");
-        let field = Self { farm, verb, cache, profile, out, first, second, disk };
+        let field = Self { farm, verb, cache, profile, out, first, second };
         if ["bootstrap", "bake"].contains(&verb.name) {
             field.lend_environment(&text);
         }

@@ -18,9 +18,10 @@ mod tiny;
 mod web;
 
 use std::env;
+use std::fs;
 use std::time::{Duration, Instant};
 
-use common::{Farm, wait_for};
+use common::{Farm, tool, wait_for};
 use nix::sys::signal::Signal;
 use shop::{PORT, Shop, assert_alone, assert_serves, url};
 use signal::{Working, masked, runs, word};
@@ -100,7 +101,7 @@ fn switch_often(farm: &Farm, storage: &str) {
 /// The median and the most of some milliseconds, in words.
 fn spread(mut times: Vec<u128>) -> String {
     times.sort_unstable();
-    let most = times.last().expect("there is one");
+    let Some(most) = times.last() else { return "none".to_owned() };
     format!("{} ms, at most {most} ms", times[times.len() / 2])
 }
 
@@ -163,6 +164,32 @@ fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
         farm.run(&["status", "shop"]).ok();
     }
     assert!(!runs("timeout 10 nginx"), "a process of a failed release is left");
+}
+
+#[test]
+fn a_disk_that_gets_full_in_an_upgrade_costs_nothing() {
+    let farm = Farm::on("mkfs.ext4");
+    Shop::new("1.0").start(&farm);
+    let file = Shop::new("1.1").pack(&farm);
+    let load = Load::start(&url());
+    let volumes = farm.state("volumes");
+    let free = nix::sys::statvfs::statvfs(&volumes).expect("it is mounted");
+    // ext4 keeps 4096 blocks for itself.
+    let rest = (16 << 20) + (4 << 20);
+    let filler = volumes.join("filler");
+    let most = (free.blocks_free() * free.fragment_size()).saturating_sub(rest).to_string();
+    tool("fallocate", &["--length", &most, word(&filler)]);
+    let ran = farm.run(&["upgrade", "shop", word(&file)]).failed(1);
+    assert!(ran.error().starts_with("upgrading shop from 1.0 to 1.1: "), "{}", ran.stderr);
+    assert!(ran.error().ends_with("No space left on device"), "{}", ran.stderr);
+    assert_serves("1.0");
+    assert_alone(&farm);
+    fs::remove_file(filler).expect("it is ours");
+    farm.run(&["upgrade", "shop", word(&file), "--watch", "1s"]).ok();
+    let report = load.end(Duration::from_secs(1));
+    assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
+    assert_serves("1.1");
+    assert_alone(&farm);
 }
 
 #[test]

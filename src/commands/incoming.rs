@@ -12,12 +12,13 @@ use crate::debian;
 use crate::error::{self, Mark as _, refuse};
 use crate::file;
 use crate::front;
+use crate::hash;
 use crate::layout;
 use crate::manifest::{FileIndex, Manifest};
 use crate::node::{self, Node, Object, Transaction};
 use crate::parallel;
 use crate::plan::Plan;
-use crate::release::{App, Release};
+use crate::release::{App, Release, Verified};
 use crate::run;
 use crate::schroot;
 use crate::secret;
@@ -205,7 +206,7 @@ impl Incoming {
             None => None,
             Some(earlier) => {
                 let new = New { name: &volume, size: *size, mark: &mark };
-                let tree = earlier.make(archive, storage.as_ref(), &new, ui);
+                let tree = earlier.make(archive, storage.as_ref(), &new, node, ui);
                 if let Err(error) = &tree {
                     run::check_interrupted()?;
                     let version = earlier.release.version;
@@ -247,7 +248,7 @@ impl Incoming {
             version: version.clone(),
             identity: archive.identity().to_owned(),
             storage: storage.name().to_owned(),
-            last_change: storage.last_change(&volume)?,
+            verified: verified(storage.as_ref(), &volume, &files),
             volume,
             installed: node::now(),
         };
@@ -326,9 +327,10 @@ impl Earlier {
         archive: &Archive,
         storage: &dyn Storage,
         new: &New<'_>,
+        node: &Node,
         ui: &Ui,
     ) -> Result<Tree> {
-        let Release { version, volume: from, last_change, .. } = &self.release;
+        let Release { version, volume: from, .. } = &self.release;
         let content = archive.manifest().payload.content;
         let say = |lacking: u64| {
             let (lacking, content) = (ui::size(lacking.min(content)), ui::size(content));
@@ -351,12 +353,34 @@ impl Earlier {
         say(patch.size());
         storage.fork(from, new.name, new.mark)?;
         // Asked after the fork, so that it holds for what was forked.
-        let is_verified = last_change.is_some() && storage.last_change(from)? == *last_change;
+        let papers = node.layout().release(&archive.manifest().name, version);
+        let is_verified = self.is_as_verified(storage, &papers);
         let copied = if is_verified { Copied::Verified } else { Copied::Unknown };
         let tree = storage.open(new.name, Access::ReadWrite)?;
         with_meter(ui, &|progress| patch.apply(tree.path(), copied, threads, progress))?;
         Ok(tree)
     }
+
+    /// Whether nobody has changed the release since it was verified: neither its volume nor
+    /// the papers that are kept of it.
+    fn is_as_verified(&self, storage: &dyn Storage, papers: &Path) -> bool {
+        let Release { volume, identity, verified: Some(verified), .. } = &self.release else {
+            return false;
+        };
+        let is = |name: &str, wanted: &str| {
+            hash::of_file(&papers.join(name)).is_ok_and(|found| found == wanted)
+        };
+        storage.last_change(volume).is_some_and(|last| last == verified.last_change)
+            && is("files.json", &verified.files)
+            && is("manifest.json", identity)
+    }
+}
+
+/// What will tell that nobody has changed a volume since it was verified, and sealed, with
+/// this file index.
+pub(super) fn verified(storage: &dyn Storage, volume: &str, files: &[u8]) -> Option<Verified> {
+    let last_change = storage.last_change(volume)?;
+    Some(Verified { last_change, files: hash::sha256(files) })
 }
 
 /// Shows how far the work is, and has a signal end it.

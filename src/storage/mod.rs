@@ -240,11 +240,8 @@ pub trait Storage: std::fmt::Debug + Sync {
     /// Names the last change of a volume's tree: another one after any change of a file, a
     /// name or an attribute, whoever made it; the same as long as there was none. None where
     /// the storage does not know.
-    ///
-    /// # Errors
-    /// When there is none of that name.
-    fn last_change(&self, _name: &str) -> Result<Option<String>> {
-        Ok(None)
+    fn last_change(&self, _name: &str) -> Option<String> {
+        None
     }
     /// How full the place is.
     ///

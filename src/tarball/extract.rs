@@ -166,15 +166,9 @@ fn write_file<P: Pieces>(
         Ok(file.write_all(piece)?)
     })?;
     if let Some(wanted) = sha256 {
-        require_content(&hex(&hash.finalize()), wanted)?;
+        ensure!(hex(&hash.finalize()) == wanted, "its content is not what the file index says");
     }
     settle(&file, member)
-}
-
-/// Refuses content with another SHA-256, hex, than the one that is wanted.
-pub(super) fn require_content(found: &str, wanted: &str) -> Result<()> {
-    ensure!(found == wanted, "its content is not what the file index says");
-    Ok(())
 }
 
 /// Gives an open file or directory its owner, mode, capabilities and time.

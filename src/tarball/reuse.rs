@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Progress;
 use super::archive::Archive;
-use super::extract::{Opened, finish, open_empty, require_content, settle};
+use super::extract::{Opened, finish, open_empty, settle};
 use super::member::Member;
 use super::partial::Partial;
 use super::walk::{Tree, read_file};
@@ -92,11 +92,13 @@ impl Reuse<'_> {
             let mut opened = Opened::new(target)?;
             for entry in *entries {
                 if let Some(sha256) = entry.sha256() {
-                    let original = source.open_file(entry.path.as_bytes())?;
+                    let original = source
+                        .open_file(entry.path.as_bytes())
+                        .context("reading the other release")?;
                     let member = self.archive.member(entry);
-                    let file = opened.create(target, &member.path)?;
-                    copy_file(&original, &file, &member, sha256, &advance)
-                        .with_context(|| format!("writing {}", entry.path))?;
+                    let file = opened.create(target, &member.path);
+                    file.and_then(|file| copy_file(&original, &file, &member, sha256, &advance))
+                        .with_context(|| format!("copying {}", entry.path))?;
                 }
             }
             Ok(())
@@ -124,6 +126,6 @@ fn copy_file(
             advance(piece.len() as u64)
         })?
     };
-    require_content(&found, sha256)?;
+    ensure!(found == sha256, "the other release's content is not what its file index says");
     settle(copy, member)
 }

@@ -22,6 +22,8 @@ const PASSING: [&str; 8] = [
     "trace",
     "trace.pipe",
 ];
+/// What a volume on btrfs had last, in the state: another one for each volume.
+const LAST_CHANGE: &str = "\"last-change\": ";
 /// Where schroot, nginx and the accounts are: others' as well as ours.
 const SHARED: [&str; 6] =
     ["/etc/schroot", "/etc/nginx", "/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow"];
@@ -100,8 +102,12 @@ fn described(path: &Path, meta: &fs::Metadata, contents: bool) -> String {
     } else if kind.is_file() && contents && !is_made_at_random(path) {
         // A line each: where one of them differs, it is shown.
         let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
-        return text.lines().fold(format!("{} {:o}", path.display(), meta.mode()), |all, line| {
-            all + "\n    " + line
+        let lines = text.lines().map(|line| match line.split_once(LAST_CHANGE) {
+            Some((indent, _)) => format!("{indent}{LAST_CHANGE}"),
+            None => line.to_owned(),
+        });
+        return lines.fold(format!("{} {:o}", path.display(), meta.mode()), |all, line| {
+            all + "\n    " + &line
         });
     } else if kind.is_file() && path.extension().is_some_and(|it| it == "xz") {
         // A signature has random bytes in it, which are compressed.

@@ -97,7 +97,7 @@ impl Load {
     /// How long [`Self::pausing`] visitors pause for half as many requests as are possible.
     pub fn pause_for_half(url: &str) -> u64 {
         let full = Self::start(url).end(Duration::from_secs(3));
-        2 * 128 * 1000 / full.rate
+        2 * 128 * 1000 / full.rate.max(1)
     }
 
     /// Ends it when it has gone on for this long at least.

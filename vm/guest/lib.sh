@@ -87,7 +87,7 @@ load_end() {
 
 # load_stop: the same, but ends the load at once: with SIGINT wrk tells what it has.
 load_stop() {
-    kill -INT "$load"
+    kill -INT "$load" || fail 'the load was over before'
     load_end
 }
 

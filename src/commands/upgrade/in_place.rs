@@ -182,7 +182,7 @@ impl Revision<'_> {
             version: version.to_owned(),
             identity: crate::hash::sha256(&text),
             storage: storage_name,
-            last_change: storage.last_change(&volume)?,
+            verified: incoming::verified(storage.as_ref(), &volume, &files),
             volume,
             installed: node::now(),
         };

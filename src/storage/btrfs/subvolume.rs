@@ -38,10 +38,11 @@ nix::ioctl_read!(get_subvol_info, 0x94, 60, Info);
 
 /// Names the last change in a subvolume: its UUID and the number of the transaction that
 /// changed a file, a name or an attribute (`ctransid`). Snapshots made of it, the read-only
-/// property, `btrfs balance` and `btrfs scrub` are no changes.
+/// property, `btrfs balance` and `btrfs scrub` are no changes. Nor is what the log of fsync(2)
+/// alone brings back after a power cut; a sealed volume has no such log.
 ///
 /// # Errors
-/// When it is no subvolume, or the kernel is older than 4.18.
+/// When it is not on btrfs, or the kernel is older than 4.18.
 pub(super) fn last_change(path: &Path) -> Result<String> {
     let mut info = Info::default();
     let context = || format!("asking btrfs about {}", path.display());
