@@ -169,15 +169,16 @@ impl Farm {
         Self { before: Machine::look(root.path()), root, is_mounted: false, _turn: turn }
     }
 
-    /// A new farm whose volumes are on a file system of their own, made by `mkfs` in the file
-    /// `image`.
+    /// A new farm whose volumes are on a file system of their own, made by `mkfs`, a program
+    /// and its options, in the file `image`.
     pub fn on(mkfs: &str) -> Self {
         let mut farm = Self::new();
         let (image, volumes) = (farm.root().join("image"), farm.state("volumes"));
         let [file, directory] = [&image, &volumes].map(|path| path.display().to_string());
         fs::File::create(&image).and_then(|file| file.set_len(1 << 30)).expect("there is room");
         fs::create_dir_all(&volumes).expect("there is room");
-        tool(mkfs, &["-q", &file]);
+        let words: Vec<&str> = mkfs.split(' ').collect();
+        tool(words[0], &[&words[1..], &["-q", &file]].concat());
         tool("mount", &["-o", "loop", &file, &directory]);
         farm.is_mounted = true;
         farm
@@ -258,8 +259,10 @@ impl Farm {
     /// Names of the farm's volumes.
     pub fn volumes(&self) -> BTreeSet<String> {
         let mut names = names(&self.state("volumes"));
-        // Where btrfs has the sessions.
-        names.remove(".sessions");
+        // Where btrfs has the sessions, and what is no volume.
+        for other in [".sessions", "lost+found"] {
+            names.remove(other);
+        }
         names
     }
 }
