@@ -36,16 +36,14 @@ pub fn choose(asked: Option<&str>, site: &Site<'_>) -> Result<Choice> {
     if name != "auto" {
         return Ok(Choice { storage: named(name, site)?, why: whose.to_owned() });
     }
-    let (name, why) = match lvm::offered(site)? {
-        Some((lvm::Kind::Thin, why)) => ("lvm-thin", why),
-        Some((lvm::Kind::Classic, why)) => ("lvm", why),
-        None if btrfs::is_usable(site.layout) => {
-            ("btrfs", format!("{} is on btrfs", site.layout.volumes().display()))
-        }
-        None => {
-            let why = "no volume group is set or made by farmctl, and no btrfs is there";
-            ("directory", why.to_owned())
-        }
+    if let Some((lvm, why)) = lvm::offered(site)? {
+        return Ok(Choice { storage: Box::new(lvm), why });
+    }
+    let (name, why) = if btrfs::is_usable(site.layout) {
+        ("btrfs", format!("{} is on btrfs", site.layout.volumes().display()))
+    } else {
+        let why = "no volume group is set or made by farmctl, and no btrfs is there";
+        ("directory", why.to_owned())
     };
     Ok(Choice { storage: named(name, site)?, why })
 }

@@ -239,7 +239,7 @@ pub trait Storage: std::fmt::Debug + Sync {
     fn seal(&self, name: &str, access: Access) -> Result<()>;
     /// Names the last change of a volume's tree: another one after any change of a file, a
     /// name or an attribute, whoever made it; the same as long as there was none. None where
-    /// the storage does not know.
+    /// the storage does not know, or not of a volume that is open for changes.
     fn last_change(&self, _name: &str) -> Option<String> {
         None
     }

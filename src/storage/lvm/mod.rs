@@ -5,17 +5,26 @@
 //! Volumes are found by name and tag in every group, so they stay ours when a setting
 //! changes. Sealed is LVM's own read-only permission: snapshots of a sealed volume can be
 //! written all the same.
+//!
+//! LVM's programs read all disks each time, so an [`Lvm`] asks once and remembers the answer
+//! until it changes something itself. It lives as long as one operation; what others change
+//! meanwhile LVM itself refuses, and what schroot or udev may have done is asked for anew.
 
 mod report;
 mod session;
+mod superblock;
 
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use nix::fcntl::OFlag;
 use nix::mount::MsFlags;
 
-use self::report::{Group, LVS, LogicalVolume};
+use self::report::{Group, LVS, LogicalVolume, Said};
 pub use self::report::{groups, volumes};
 use super::directory::copying;
 use super::{Access, Copies, Growth, Mark, SessionCopy, Stanza, Storage, Tree, Usage, Volume};
@@ -65,6 +74,7 @@ pub struct Lvm {
     pool: Option<String>,
     file_system: FileSystem,
     trees: PathBuf,
+    said: Said,
 }
 
 /// A call of one of LVM's tools.
@@ -94,7 +104,14 @@ impl Lvm {
             pool: site.settings.thin_pool.clone(),
             file_system: site.settings.file_system,
             trees: site.layout.trees(),
+            said: Said::default(),
         }
+    }
+
+    /// Makes a change, after which LVM is asked anew.
+    fn change(&self, call: &Invocation) -> Result<()> {
+        self.said.forget();
+        call.run()
     }
 
     fn is_ours(&self, volume: &LogicalVolume) -> bool {
@@ -130,7 +147,7 @@ impl Lvm {
         if self.node.is_none() {
             return Ok(None);
         }
-        let found = report::volumes()?.into_iter();
+        let found = self.said.volumes()?.into_iter();
         Ok(found.filter(|volume| volume.name == name).find(|volume| self.is_ours(volume)))
     }
 
@@ -138,9 +155,27 @@ impl Lvm {
         self.find(name)?.with_context(|| format!("no volume {name}"))
     }
 
+    /// Makes a volume's device, if there is none.
+    fn activate(&self, volume: &LogicalVolume) -> Result<()> {
+        if volume.active {
+            return Ok(());
+        }
+        let activate = changing(&LVCHANGE)
+            .args(["--quiet", "--activate", "y", "--ignoreactivationskip"])
+            .arg(volume.path());
+        self.change(&activate).with_context(|| format!("activating {}", volume.path()))
+    }
+
+    /// Removes a volume nothing uses.
+    fn remove_unused(&self, volume: &LogicalVolume) -> Result<()> {
+        require_unused(volume)?;
+        let remove = changing(&LVREMOVE).args(["--quiet", "--yes"]).arg(volume.path());
+        self.change(&remove).with_context(|| format!("removing {}", volume.path()))
+    }
+
     /// The group new volumes go to.
     fn group(&self) -> Result<Group> {
-        let groups = report::groups()?;
+        let groups = self.said.groups()?;
         if let Some(name) = &self.group {
             return match groups.into_iter().find(|group| group.name == *name) {
                 Some(group) => Ok(group),
@@ -165,7 +200,9 @@ impl Lvm {
 
     /// The pool new volumes go to.
     fn pool(&self, group: &Group) -> Result<LogicalVolume> {
-        let pools = report::volumes()?
+        let pools = self
+            .said
+            .volumes()?
             .into_iter()
             .filter(|volume| volume.group == group.name && volume.kind == "thin-pool");
         let found = match &self.pool {
@@ -225,9 +262,9 @@ impl Lvm {
     }
 
     /// Refuses a name that a volume of the group has, whoever's it is.
-    fn check_free(name: &str, group: &str) -> Result<()> {
-        match report::volumes()?.iter().find(|volume| volume.group == group && volume.name == name)
-        {
+    fn check_free(&self, name: &str, group: &str) -> Result<()> {
+        let all = self.said.volumes()?;
+        match all.iter().find(|volume| volume.group == group && volume.name == name) {
             Some(volume) => refuse(
                 format_args!("there is a volume {} already", volume.path()),
                 format!("farmctl gc --check; lvs {} shows whose it is", volume.path()),
@@ -263,7 +300,7 @@ impl Lvm {
 
     /// Mounts a volume of ours on a directory of its own.
     fn mount(&self, volume: &LogicalVolume, access: Access) -> Result<Tree> {
-        activate(volume)?;
+        self.activate(volume)?;
         let target = self.mount_point(&volume.name);
         file::make_directory(&self.trees, 0o700)?;
         file::make_directory(&target, 0o700)?;
@@ -308,18 +345,6 @@ fn tags(mark: &Mark, file_system: FileSystem) -> Vec<String> {
     .concat()
 }
 
-/// Makes a volume's device, if there is none.
-fn activate(volume: &LogicalVolume) -> Result<()> {
-    if volume.active {
-        return Ok(());
-    }
-    changing(&LVCHANGE)
-        .args(["--quiet", "--activate", "y", "--ignoreactivationskip"])
-        .arg(volume.path())
-        .run()
-        .with_context(|| format!("activating {}", volume.path()))
-}
-
 /// Refuses a volume that something uses. udev looks into one for a moment when its last
 /// writer is gone, also when that was killed: this is waited for.
 fn require_unused(volume: &LogicalVolume) -> Result<()> {
@@ -331,23 +356,29 @@ fn require_unused(volume: &LogicalVolume) -> Result<()> {
         let open = all.iter().any(|known| known.path() == volume.path() && known.open);
         Ok((!open).then_some(()))
     })?;
-    match unused {
-        Some(()) => Ok(()),
-        None => refuse(
-            format_args!("{} is in use", volume.path()),
-            format!("findmnt {} and lsof show by what", volume.device()),
-        ),
+    unused.map_or_else(|| refuse_used(volume), Ok)
+}
+
+/// Refuses a volume that is mounted, or part of another device. Who looks into it, as udev
+/// does for a moment, is no obstacle to sealing it.
+fn require_unclaimed(volume: &LogicalVolume) -> Result<()> {
+    // open(2): O_EXCL of a block device fails while somebody has claimed it.
+    let flags = OFlag::O_EXCL.bits();
+    match File::options().read(true).custom_flags(flags).open(volume.device()) {
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => refuse_used(volume),
+        // Without a device it is not claimed.
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("opening {}", volume.device()))
+        }
+        _ => Ok(()),
     }
 }
 
-/// Removes a volume nothing uses.
-fn remove(volume: &LogicalVolume) -> Result<()> {
-    require_unused(volume)?;
-    changing(&LVREMOVE)
-        .args(["--quiet", "--yes"])
-        .arg(volume.path())
-        .run()
-        .with_context(|| format!("removing {}", volume.path()))
+fn refuse_used(volume: &LogicalVolume) -> Result<()> {
+    refuse(
+        format_args!("{} is in use", volume.path()),
+        format!("findmnt {} and lsof show by what", volume.device()),
+    )
 }
 
 /// Groups that `farmctl storage init` made on this node.
@@ -379,26 +410,26 @@ pub fn is_inactive(group: &str) -> Result<bool> {
     Ok(report::volumes()?.iter().any(|volume| volume.group == group && !volume.active))
 }
 
-/// Which of the two backends a machine is set up for, if any, and why.
+/// The one of the two backends a machine is set up for, if any, and why.
 ///
 /// # Errors
 /// When LVM cannot be asked.
-pub fn offered(site: &Site<'_>) -> Result<Option<(Kind, String)>> {
+pub fn offered(site: &Site<'_>) -> Result<Option<(Lvm, String)>> {
     if LVS.path().is_none() {
         return Ok(None);
     }
+    let thin = Lvm::new(Kind::Thin, site);
     let whose = match &site.settings.volume_group {
         Some(name) => format!("volume group {name} is set in node.toml"),
-        None => match made_by(site.node, report::groups()?).as_slice() {
+        None => match made_by(site.node, thin.said.groups()?).as_slice() {
             [group] => format!("farmctl made volume group {}", group.name),
             _ => return Ok(None),
         },
     };
-    let thin = Lvm::new(Kind::Thin, site);
     match thin.group().and_then(|group| thin.pool(&group)) {
-        Ok(pool) => Ok(Some((Kind::Thin, format!("{whose}, with thin pool {}", pool.name)))),
+        Ok(pool) => Ok(Some((thin, format!("{whose}, with thin pool {}", pool.name)))),
         Err(error) if site.settings.thin_pool.is_some() => Err(error),
-        Err(_) => Ok(Some((Kind::Classic, whose))),
+        Err(_) => Ok(Some((Lvm { kind: Kind::Classic, ..thin }, whose))),
     }
 }
 
@@ -430,10 +461,10 @@ impl Storage for Lvm {
 
     fn create(&self, name: &str, size: Size, mark: &Mark) -> Result<()> {
         let group = self.group()?;
-        Self::check_free(name, &group.name)?;
+        self.check_free(name, &group.name)?;
         self.check_room(size, &group)?;
         let [create, make] = self.creating(name, size, mark, &group)?;
-        create.run()?;
+        self.change(&create)?;
         make.run()?;
         if self.file_system == FileSystem::Ext4 {
             // Not part of any release; e2fsck makes one when it needs one.
@@ -447,8 +478,8 @@ impl Storage for Lvm {
     fn fork(&self, from: &str, to: &str, mark: &Mark) -> Result<()> {
         let origin = self.require(from)?;
         if self.kind == Kind::Thin {
-            Self::check_free(to, &origin.group)?;
-            return self.forking(&origin, to, mark).run();
+            self.check_free(to, &origin.group)?;
+            return self.change(&self.forking(&origin, to, mark));
         }
         // Not a snapshot: it would depend on its origin, and each would slow the other.
         self.create(to, Size::of_bytes(origin.size), mark)?;
@@ -485,14 +516,30 @@ impl Storage for Lvm {
             return Ok(());
         }
         if access == Access::ReadOnly {
-            require_unused(&volume)?;
+            require_unclaimed(&volume)?;
         }
         let permission = if access == Access::ReadWrite { "rw" } else { "r" };
         changing(&LVCHANGE)
             .args(["--quiet", "--permission", permission])
             .arg(volume.path())
             .run()
-            .with_context(|| format!("sealing volume {name}"))
+            .with_context(|| format!("sealing volume {name}"))?;
+        self.said.is_now(&volume, access);
+        Ok(())
+    }
+
+    fn last_change(&self, name: &str) -> Option<String> {
+        let known = || -> Result<Option<String>> {
+            let volume = self.require(name)?;
+            // A device that may be written can change without its superblock knowing yet.
+            if volume.writeable {
+                return Ok(None);
+            }
+            self.activate(&volume)?;
+            superblock::sha256(Path::new(&volume.device())).map(Some)
+        };
+        // Who does not know reads all of it instead.
+        known().inspect_err(|error| tracing::info!("{error:#}")).ok().flatten()
     }
 
     fn usage(&self) -> Result<Usage> {
@@ -510,14 +557,15 @@ impl Storage for Lvm {
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
         let volume = self.require(from)?;
-        changing(&LVRENAME).args(["--quiet", &volume.group, from, to]).run()
+        self.change(&changing(&LVRENAME).args(["--quiet", &volume.group, from, to]))
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        let Some(volume) = self.find(name)? else { return Ok(()) };
         self.clear_mount_points(name)?;
+        self.said.forget();
+        let Some(volume) = self.find(name)? else { return Ok(()) };
         // lvremove takes the snapshots of a volume along.
-        let copies = report::volumes()?;
+        let copies = self.said.volumes()?;
         let mut copies =
             copies.iter().filter(|copy| copy.group == volume.group && copy.origin == name);
         if let Some(copy) = copies.find(|_| self.kind == Kind::Classic) {
@@ -526,11 +574,11 @@ impl Storage for Lvm {
                 "farmctl stop the application, or farmctl gc",
             );
         }
-        remove(&volume)
+        self.remove_unused(&volume)
     }
 
     fn list(&self) -> Result<Vec<Volume>> {
-        Ok(self.volumes_among(&report::volumes()?))
+        Ok(self.volumes_among(&self.said.volumes()?))
     }
 
     fn describe_create(&self, name: &str, size: Size) -> Result<Vec<String>> {
@@ -572,7 +620,7 @@ impl Storage for Lvm {
     }
 
     fn activate_copy(&self, session: &str) -> Result<()> {
-        self.find_copy(session)?.map_or(Ok(()), |copy| activate(&copy))
+        self.find_copy(session)?.map_or(Ok(()), |copy| self.activate(&copy))
     }
 
     fn grow_copy(&self, session: &str) -> Result<Option<Growth>> {
@@ -580,6 +628,6 @@ impl Storage for Lvm {
     }
 
     fn remove_copy(&self, session: &str) -> Result<()> {
-        self.find_copy(session)?.map_or(Ok(()), |copy| remove(&copy))
+        self.find_copy(session)?.map_or(Ok(()), |copy| self.remove_unused(&copy))
     }
 }

@@ -1,10 +1,13 @@
 //! What LVM says about itself: `--reportformat json` (lvmreport(7)), sizes in bytes.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use anyhow::{Context as _, Result};
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
 use crate::run::{Invocation, Tool};
+use crate::storage::Access;
 
 pub(super) const LVS: Tool = Tool { name: "lvs", package: "lvm2" };
 const VGS: Tool = Tool { name: "vgs", package: "lvm2" };
@@ -171,6 +174,53 @@ fn reporting(tool: &Tool, fields: &str) -> Invocation {
     super::call(tool)
         .args(["--reportformat", "json", "--units", "b", "--nosuffix"])
         .args(["--options", fields])
+}
+
+/// What LVM said, until something is changed.
+#[derive(Debug, Default)]
+pub struct Said {
+    volumes: Mutex<Option<Vec<LogicalVolume>>>,
+    groups: Mutex<Option<Vec<Group>>>,
+}
+
+impl Said {
+    /// [`volumes`], as they were when LVM was asked last.
+    pub fn volumes(&self) -> Result<Vec<LogicalVolume>> {
+        remembered(&self.volumes, volumes)
+    }
+
+    /// [`groups`], as they were when LVM was asked last.
+    pub fn groups(&self) -> Result<Vec<Group>> {
+        remembered(&self.groups, groups)
+    }
+
+    /// Has LVM asked anew.
+    pub fn forget(&self) {
+        lock(&self.volumes).take();
+        lock(&self.groups).take();
+    }
+
+    /// Remembers whether a volume may be written now.
+    pub fn is_now(&self, volume: &LogicalVolume, access: Access) {
+        let mut volumes = lock(&self.volumes);
+        let known = volumes.iter_mut().flatten().find(|known| known.path() == volume.path());
+        if let Some(known) = known {
+            known.writeable = access == Access::ReadWrite;
+        }
+    }
+}
+
+fn remembered<T: Clone>(place: &Mutex<Option<T>>, ask: fn() -> Result<T>) -> Result<T> {
+    let mut place = lock(place);
+    if let Some(said) = &*place {
+        return Ok(said.clone());
+    }
+    Ok(place.insert(ask()?).clone())
+}
+
+/// What is remembered is whole also where somebody panicked.
+fn lock<T>(place: &Mutex<T>) -> MutexGuard<'_, T> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All logical volumes of the machine.

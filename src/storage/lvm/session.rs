@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::report::{self, LogicalVolume};
+use super::report::LogicalVolume;
 use super::{Kind, Lvm, NODE_TAG, SESSION_TAG, changing};
 use crate::error::refuse;
 use crate::run::{Invocation, Tool};
@@ -67,16 +67,17 @@ impl Lvm {
     }
 
     pub(super) fn check_new_copy(&self, session: &str, volume: &str, copies: Copies) -> Result<()> {
+        self.said.forget();
         let volume = self.require(volume)?;
-        Self::check_free(session, &volume.group)?;
-        super::activate(&volume)?;
-        let all = report::volumes()?;
+        self.check_free(session, &volume.group)?;
+        self.activate(&volume)?;
         if self.kind == Kind::Thin {
+            let all = self.said.volumes()?;
             let pool =
                 all.iter().find(|pool| pool.group == volume.group && pool.name == volume.pool);
             return pool.map_or(Ok(()), check_pool);
         }
-        let groups = report::groups()?;
+        let groups = self.said.groups()?;
         let Some(group) = groups.iter().find(|group| group.name == volume.group) else {
             return Ok(());
         };
@@ -100,6 +101,8 @@ impl Lvm {
 
     /// The copy of this session, if it is there and ours.
     pub(super) fn find_copy(&self, session: &str) -> Result<Option<LogicalVolume>> {
+        // schroot makes and removes them.
+        self.said.forget();
         let found = self.find(session)?;
         Ok(found.filter(|copy| copy.has(SESSION_TAG) && !copy.origin.is_empty()))
     }
@@ -144,8 +147,8 @@ impl Lvm {
                 "farmctl stop, then farmctl start; a larger snapshot-size, or none, in the profile",
             );
         }
-        let all = report::volumes()?;
-        let groups = report::groups()?;
+        let all = self.said.volumes()?;
+        let groups = self.said.groups()?;
         let origin =
             all.iter().find(|volume| volume.group == copy.group && volume.name == copy.origin);
         let group = groups.iter().find(|group| group.name == copy.group);
@@ -166,10 +169,10 @@ impl Lvm {
                 "farmctl gc --stages, farmctl remove NAME --release VERSION, or vgextend",
             );
         }
-        let extended = changing(&LVEXTEND)
+        let extend = changing(&LVEXTEND)
             .args(["--quiet", "--size", &Size::of_bytes(wanted).argument()])
-            .arg(copy.path())
-            .run();
+            .arg(copy.path());
+        let extended = self.change(&extend);
         if extended.is_err() {
             // It got full in between: LVM fails then and leaves the origin suspended, which
             // hangs all its sessions.
