@@ -28,6 +28,7 @@ use farmctl::layout::Layout;
 use shop::Shop;
 use signal::word;
 
+const SLEEP: &str = "[[process]]\nname = \"web\"\ncommand = \"sleep 86017\"\n";
 /// As many as fill both files of a history.
 const CHANGES: usize = 1500;
 /// How often each verb is asked.
@@ -42,12 +43,17 @@ fn looking_at_many_releases_is_quick() {
     let node = farm.root().join("etc/farmctl/node.toml");
     fs::create_dir_all(node.parent().expect("it has one")).expect("there is room");
     fs::write(&node, "keep = 1000\n").expect("there is room");
-    for number in 0..releases {
-        let version = format!("1.{number}");
-        let file = Shop::new(&version).pack(&farm);
+    let out = farm.root().join("out");
+    fs::create_dir_all(&out).expect("there is room");
+    let last = format!("1.{}", releases - 1);
+    for number in 0..releases - 1 {
+        // The last one is to serve; the others are there.
+        let profile = tiny::profile("shop", &format!("1.{number}"), SLEEP);
+        let file = tiny::tarball(&profile, &out);
         farm.run(&["install", word(&file)]).ok();
         fs::remove_file(file).expect("it was packed");
     }
+    farm.run(&["install", word(&Shop::new(&last).pack(&farm))]).ok();
     let layout = Layout::new(farm.root(), None);
     for number in 0..CHANGES {
         let what = format!("from 1.{number} to 1.{}", number + 1);
@@ -55,8 +61,7 @@ fn looking_at_many_releases_is_quick() {
             .and_then(|it| it.end(&layout, "shop", Outcome::Failed, Some("it is not ready")))
             .expect("there is room");
     }
-    farm.run(&["start", "shop"]).ok();
-    let last = format!("1.{}", releases - 1);
+    farm.run(&["start", "shop", "--release", &last]).ok();
     for verb in
         [&["status", "shop"][..], &["list"], &["history", "shop"], &["gc"], &["gc", "--check"]]
     {
