@@ -67,6 +67,8 @@ const TOOL_CALLS: &str = "?rename,?renameat,?renameat2,?unlink,?unlinkat,?rmdir,
 const BETWEEN: usize = 6;
 /// How many changes of tools a whole walk is killed at, if there are more.
 const TOOL_POINTS: usize = 40;
+/// After how many points a walk says how far it is.
+const REPORT: usize = 25;
 /// How long a farm may keep others waiting.
 const TURN: Duration = Duration::from_secs(200);
 
@@ -94,9 +96,9 @@ fn words(all: &[&str]) -> Vec<String> {
 /// installed stays when it is killed between them; `upgrade --confirm-within` is `upgrade` and
 /// `confirm`; `doctor --fix` is apt-get(8), `gc`, `tend` and one more file; `stop --preview` is
 /// a part of `stop`, and what `remove` does with one release or an environment a part of what
-/// it does with all; `shell` and the verbs that only look change nothing. LVM and systemd are
-/// for machines of their own (`vm/tests`).
-static VERBS: [Verb; 21] = [
+/// it does with all; `shell` without `--write` and the verbs that only look change nothing. LVM
+/// and systemd are for machines of their own (`vm/tests`).
+static VERBS: [Verb; 23] = [
     Verb {
         name: "bootstrap",
         before: |_| (),
@@ -164,6 +166,22 @@ static VERBS: [Verb; 21] = [
         before: |_| (),
         words: |field| words(&["install", word(&field.first)]),
         back: |field| field.ok(&["remove", "shop"]),
+        serves: false,
+        once: false,
+    },
+    Verb {
+        name: "install-over",
+        before: |field| field.ok(&["install", word(&field.first)]),
+        words: |field| words(&["install", word(&field.second)]),
+        back: |field| field.ok(&["remove", "shop", "--release", "1.1"]),
+        serves: false,
+        once: false,
+    },
+    Verb {
+        name: "shell-source",
+        before: |field| field.ok(&["bootstrap", word(&field.profile)]),
+        words: |_| words(&["shell", "tiny", "--source", "--write", "--", "sh", "-c", ":"]),
+        back: |_| (),
         serves: false,
         once: false,
     },
@@ -352,7 +370,7 @@ impl Field {
         let (first, second) = (packed(&Shop::new("1.0"), &farm), packed(&second, &farm));
         let cache = root.join("cache");
         let field = Self { farm, verb, cache, profile, out, first, second };
-        if ["bootstrap", "bake"].contains(&verb.name) {
+        if ["bootstrap", "bake", "shell-source"].contains(&verb.name) {
             field.lend_environment(&text);
         }
         (verb.before)(&field);
@@ -769,6 +787,10 @@ fn walk(verb: &'static Verb, backend: Backend, measure: Measure) -> Walked {
             match point {
                 Kill::Own(_) => walked.own += 1,
                 Kill::Tools(_) => walked.tools += 1,
+            }
+            if (walked.own + walked.tools) % REPORT == 0 {
+                let (name, left) = (verb.name, points.len());
+                println!("{name} on {}: {left} points to go", backend.name());
             }
             if let Err(wrong) = field.check(&before, &after) {
                 let wrong = format!("{} on {}, {point}: {wrong}", verb.name, backend.name());
