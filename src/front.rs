@@ -285,8 +285,8 @@ fn is_enabled(app: &str, text: &str) -> Result<bool> {
 }
 
 /// Publishes the application's vhost: in force when this returns. nginx is asked whether
-/// its configuration is valid with it before it is told to take it up, and the old one put
-/// back if it is not.
+/// its configuration is valid with it before it is where nginx looks for it, and the old one
+/// put back if nginx does not take it up.
 ///
 /// # Errors
 /// When nginx refuses it, an address is taken, or nginx does not answer there.
@@ -357,43 +357,36 @@ fn put_up(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<Published
             listener::wait_for(front)?;
             return Ok(Published { changed: false, started_nginx });
         }
+        if let Err(error) = nginx::check_ours(site, &text) {
+            // What is wrong without ours is not ours.
+            nginx::check_others(site)?;
+            return Err(error);
+        }
         let before = file::read_if_there(&available(app))?;
         let was_enabled = fs::symlink_metadata(enabled(app)).is_ok();
-        let mut told = false;
-        let mut put = || -> Result<bool> {
+        let put = || -> Result<bool> {
             file::publish(&available(app), text.as_bytes(), 0o644)?;
             file::link(&available(app), &enabled(app))?;
-            nginx::check_ours(site)?;
-            told = true;
             let started = nginx::take_up()?;
             listener::wait_for(front)?;
             Ok(started)
         };
-        let put = put();
-        let started_nginx = put.or_else(|error| {
+        let started_nginx = put().inspect_err(|_| {
             let _shield = Shield::raise();
             // Why it cannot be published says more than why it cannot be put back.
-            drop(put_back(app, before.as_deref(), was_enabled, told));
-            // What is wrong without ours is not ours. Not asked before ours is there: a killed
-            // farmctl may have left it on trial.
-            if !told {
-                nginx::check_others(site)?;
-            }
-            Err(error)
+            drop(put_back(app, before.as_deref(), was_enabled));
         })?;
         Ok(Published { changed: true, started_nginx })
     };
     publish().with_context(|| format!("publishing the vhost {}", layout::vhost(app)))
 }
 
-/// Keeps other farmctls, also those of other roots, from taking a vhost that is on trial
-/// for somebody else's mistake.
+/// Has other farmctls, also those of other roots, wait until a vhost is in force or gone.
 fn lock() -> Result<Flock<fs::File>> {
     place::hold(Path::new(NGINX_ENABLED), LOCKED)
 }
 
-/// nginx is only `told` if it was told of the other one: a reload ends idle connections.
-fn put_back(app: &str, before: Option<&str>, was_enabled: bool, told: bool) -> Result<()> {
+fn put_back(app: &str, before: Option<&str>, was_enabled: bool) -> Result<()> {
     match before {
         Some(text) => file::publish(&available(app), text.as_bytes(), 0o644)?,
         None => file::remove_if_there(&available(app))?,
@@ -401,7 +394,7 @@ fn put_back(app: &str, before: Option<&str>, was_enabled: bool, told: bool) -> R
     if !was_enabled || before.is_none() {
         file::remove_if_there(&enabled(app))?;
     }
-    if told && nginx::master()?.is_some() && nginx::test()?.success() {
+    if nginx::master()?.is_some() && nginx::test()?.success() {
         nginx::reload()?;
     }
     Ok(())

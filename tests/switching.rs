@@ -18,6 +18,7 @@ mod tiny;
 mod web;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -95,6 +96,9 @@ fn a_vhost_nginx_refuses_costs_nothing() {
     let farm = Farm::new();
     Shop::new("1.0").start(&farm);
     let before = vhost();
+    // It is not even replaced for a moment, in which nginx might be started by others.
+    let published = || fs::metadata("/etc/nginx/sites-available/farmctl-shop").map(|it| it.ino());
+    let file = published().expect("it serves");
     let foreign = Foreign::serving();
     let larger = Shop { front: "max-body-mib = 17", ..Shop::new("1.1") }.pack(&farm);
     let taken = Shop { listen: ", \"127.0.0.1:18086\"", ..Shop::new("1.2") }.pack(&farm);
@@ -118,6 +122,7 @@ fn a_vhost_nginx_refuses_costs_nothing() {
     );
     assert_eq!(refused.hint(), "correct it and try again: nginx -t");
     assert_eq!(vhost(), before);
+    assert_eq!(published().expect("it serves"), file);
     assert_serves("1.0");
     // A release with the same vhost needs no word of nginx.
     let same = Shop::new("1.3").pack(&farm);

@@ -1,15 +1,20 @@
 //! nginx itself: whether it runs, what it says of its configuration, how it takes one up.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use nix::mount::MsFlags;
 
 use super::vhost::Site;
 use crate::error::{Mark as _, refuse};
 use crate::file;
+use crate::layout::{self, NGINX_ENABLED};
 use crate::machine;
+use crate::mount::{self, Mount};
 use crate::place;
 use crate::process;
 use crate::run::{Invocation, Outcome, Tool, poll_until};
@@ -25,6 +30,56 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn test() -> Result<Outcome> {
     testing().outcome()
+}
+
+/// The same as if there was a vhost of this name and text among those that are enabled: in a
+/// mount namespace of its own, so that nobody else's nginx sees one that is wrong, and nothing
+/// is left of it.
+fn test_with(name: &str, text: &str) -> Result<Outcome> {
+    let directory = Path::new(NGINX_ENABLED);
+    mount::in_private_namespace(|| {
+        let mut others = file::names_in(directory)?;
+        others.retain(|other| other != name);
+        let others: Vec<(PathBuf, Enabled)> = others
+            .into_iter()
+            .map(|other| Ok((directory.join(&other), Enabled::read(&directory.join(&other))?)))
+            .collect::<Result<_>>()?;
+        let trial = Mount::new("tmpfs", directory, MsFlags::empty(), "mode=755")?;
+        for (path, other) in &others {
+            other.write(path)?;
+        }
+        Enabled::Text(text.into()).write(&directory.join(name))?;
+        let outcome = test()?;
+        trial.close()?;
+        Ok(outcome)
+    })
+    .context("trying it")
+}
+
+/// An entry of the directory of vhosts that are enabled.
+enum Enabled {
+    Link(PathBuf),
+    Text(Vec<u8>),
+}
+
+impl Enabled {
+    fn read(path: &Path) -> Result<Self> {
+        let is_link = fs::symlink_metadata(path).is_ok_and(|it| it.is_symlink());
+        let entry = if is_link {
+            fs::read_link(path).map(Self::Link)
+        } else {
+            fs::read(path).map(Self::Text)
+        };
+        entry.with_context(|| format!("reading {}", path.display()))
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        let written = match self {
+            Self::Link(target) => symlink(target, path),
+            Self::Text(text) => fs::write(path, text),
+        };
+        written.with_context(|| format!("writing {}", path.display()))
+    }
 }
 
 /// Asks nginx whether its configuration is valid.
@@ -65,8 +120,10 @@ fn mistake(stderr: &str, site: &Site) -> Option<&'static str> {
         .then_some("that file is yours, and part of the vhost: correct it, or move it away")
 }
 
-pub(super) fn check_ours(site: &Site) -> Result<()> {
-    let outcome = test()?;
+/// Asks nginx about the text of a vhost that is not published yet. If it takes it up, so it
+/// does when it is reloaded or started by anybody else.
+pub(super) fn check_ours(site: &Site, text: &str) -> Result<()> {
+    let outcome = test_with(&layout::vhost(&site.name), text)?;
     if !outcome.success() {
         let stderr = &outcome.stderr;
         let taken = stderr.contains("duplicate default server");
