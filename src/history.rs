@@ -79,6 +79,20 @@ pub struct Change {
     pub error: Option<String>,
 }
 
+impl Change {
+    /// The first line of why it was not done.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.error.as_deref().and_then(|error| error.lines().next())
+    }
+}
+
+/// The last change that somebody asked for.
+#[must_use]
+pub fn last_asked(changes: &[Change]) -> Option<&Change> {
+    changes.iter().rfind(|change| change.by != TEND)
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Line {

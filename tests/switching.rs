@@ -164,6 +164,11 @@ fn a_changed_vhost_is_in_force_before_the_first_page_of_its_release() {
     assert_alone(&farm);
 }
 
+/// What status ends with while something is left of a verb that was killed.
+fn unfinished(verb: &str) -> String {
+    format!("\nhint         farmctl tend clears up after it; the same farmctl {verb} finishes it\n")
+}
+
 #[test]
 fn the_verb_repeated_finishes_what_a_killed_one_began() {
     let farm = Farm::new();
@@ -177,6 +182,7 @@ fn the_verb_repeated_finishes_what_a_killed_one_began() {
         let said = status.lines().find(|line| line.starts_with("last change"));
         let said = said.expect("there has been one");
         assert!(said.contains("upgrade from 1.0 to 1.1 by root, cut short"), "{said}");
+        assert!(status.ends_with(&unfinished("upgrade")), "{status}");
         assert_eq!(farm.run(&["gc", "--check"]).code, 3, "something is left");
     };
     kill();
@@ -189,6 +195,11 @@ fn the_verb_repeated_finishes_what_a_killed_one_began() {
     farm.run(&["tend"]).ok();
     assert_serves("1.0");
     assert_alone(&farm);
+    let status = farm.run(&["status", "shop"]).ok().stdout;
+    let rows: Vec<&str> = status.lines().rev().take(2).collect();
+    assert!(rows[1].starts_with("last change  upgrade from 1.0 to 1.1 by root, cut"), "{status}");
+    assert!(rows[0].starts_with("tended       removed the session fs-shop-"), "{status}");
+    assert!(rows[0].contains(" of the upgrade that was cut short, done "), "{status}");
     kill();
     farm.run(&["stop", "shop"]).ok();
     farm.assert_clean();
@@ -223,6 +234,10 @@ fn every_change_is_told_with_its_reason_until_the_data_goes() {
     let load = Load::start(&url());
     farm.run(&["upgrade", "shop", word(&bad), "--watch", "60s"]).failed(1);
     drop(load);
+    let status = farm.run(&["status", "shop"]).ok().stdout;
+    let last = status.lines().last().expect("it is not empty");
+    assert!(last.contains(" 1.1 by root, switched back "), "{status}");
+    assert!(last.ends_with(" requests failed since the switch"), "{status}");
     farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok();
     let mut rollback = farm.command(&["rollback", "shop"]);
     rollback.env("SUDO_USER", "anna");
@@ -234,7 +249,10 @@ fn every_change_is_told_with_its_reason_until_the_data_goes() {
     fs::remove_file(farm.root().join("run/farmctl/front/shop")).expect("it leads to a session");
     farm.run(&["tend"]).ok();
     let status = farm.run(&["status", "shop"]).ok().stdout;
-    assert!(status.contains("\nlast change  tend publishing the vhost by tend, done "), "{status}");
+    let asked = "\nlast change  upgrade from 1.0 to 1.1 by root, interrupted ";
+    assert!(status.contains(asked), "{status}");
+    assert!(status.contains(" ago: upgrading shop from 1.0 to 1.1: interrupted\n"), "{status}");
+    assert!(status.contains("\ntended       publishing the vhost, done "), "{status}");
     // Nothing to do is no change.
     for verb in [&["tend"][..], &["start", "shop"], &["upgrade", "shop", "1.0"]] {
         farm.run(verb).ok();

@@ -57,9 +57,8 @@ fn render(changes: &[Change]) -> String {
 
 /// A change on one line: what was done, how it ended, and the first line of why.
 fn sentence(change: &Change) -> String {
-    let Change { verb, what, result, error, .. } = change;
-    let why = error.as_deref().and_then(|error| error.lines().next());
-    let why = why.map_or(String::new(), |why| format!(": {why}"));
+    let Change { verb, what, result, .. } = change;
+    let why = change.reason().map_or(String::new(), |why| format!(": {why}"));
     ui::one_line(&format!("{verb} {what}: {result}{why}")).into_owned()
 }
 
