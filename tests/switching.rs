@@ -206,6 +206,79 @@ fn the_verb_repeated_finishes_what_a_killed_one_began() {
     assert!(!runs("nginx -e stderr"), "a server of a killed upgrade runs on");
 }
 
+#[test]
+fn a_rollback_that_was_cut_short_is_finished_by_the_same_again_and_not_reversed() {
+    let farm = Farm::new();
+    Shop::new("1.0").start(&farm);
+    farm.run(&["upgrade", "shop", word(&Shop::new("1.1").pack(&farm)), "--watch", "1s"]).ok();
+    let load = Load::start(&url());
+    let kill = || {
+        let rollback = ["rollback", "shop", "--watch", "600s"];
+        drop(Working::until(&farm, &rollback, "watching").end(Signal::SIGKILL));
+        assert_serves("1.0");
+        let status = farm.run(&["status", "shop"]).ok().stdout;
+        let standing = " of 1.1, which farmctl tend ends, or leads back to if 1.0 does not serve\n";
+        assert!(status.contains(standing), "{status}");
+        assert!(status.ends_with(&unfinished("rollback")), "{status}");
+    };
+    kill();
+    let plan = farm.run(&["rollback", "shop", "--dry-run"]).ok().stdout;
+    assert_eq!(
+        plan,
+        "would finish the rollback of shop from 1.1 to 1.0:\n  \
+         1. have 1.0 serve, and end what stands by\n"
+    );
+    let done = "rolled back shop from 1.1 to 1.0 (";
+    for tends in [false, true] {
+        if tends {
+            kill();
+            farm.run(&["tend"]).ok();
+            assert_serves("1.0");
+        }
+        let again = farm.run(&["rollback", "shop"]).ok().stderr;
+        assert!(again.contains(done), "{again}");
+        assert_serves("1.0");
+        assert_alone(&farm);
+        let status = farm.run(&["status", "shop"]).ok().stdout;
+        assert!(status.contains("rollback from 1.1 to 1.0 by root, done "), "{status}");
+        // The next one is another one.
+        farm.run(&["rollback", "shop"]).ok();
+        assert_serves("1.1");
+    }
+    let report = load.end(Duration::from_secs(1));
+    assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
+    assert_alone(&farm);
+}
+
+#[test]
+fn a_rollback_names_the_jobs_between_that_it_does_not_undo() {
+    let farm = Farm::new();
+    let job = |name: &str| {
+        format!("[[job]]\nname = \"{name}\"\nwhen = \"upgrade\"\ncommand = \"true\"\n")
+    };
+    Shop { rest: &job("create"), ..Shop::new("1.0") }.start(&farm);
+    for (version, name) in [("1.1", "migrate"), ("1.2", "index")] {
+        let file = Shop { rest: &job(name), ..Shop::new(version) }.pack(&farm);
+        farm.run(&["upgrade", "shop", word(&file), "--watch", "1s"]).ok();
+    }
+    let warned = |words: &[&str]| -> Vec<String> {
+        let said = farm.run(&[&["rollback", "shop"], words].concat()).ok().stderr;
+        said.lines().filter_map(|it| it.strip_prefix("warning: ")).map(str::to_owned).collect()
+    };
+    let [migrate, index] = ["migrate of 1.1", "index of 1.2"]
+        .map(|job| format!("what the job {job} did to the data stays"));
+    assert_eq!(warned(&["--dry-run"]), [index.as_str()]);
+    assert_eq!(warned(&["1.0"]), [index, migrate]);
+    // Forward nothing is to be undone, nor of a release that was started: no job of it ran.
+    assert_eq!(warned(&[]), [""; 0]);
+    assert_serves("1.2");
+    farm.run(&["stop", "shop"]).ok();
+    farm.run(&["start", "shop", "--release", "1.1"]).ok();
+    assert_eq!(warned(&[]), [""; 0]);
+    assert_serves("1.2");
+    assert_alone(&farm);
+}
+
 /// The history without what is another in every run: a line for each change.
 #[track_caller]
 fn told(farm: &Farm) -> Vec<String> {
