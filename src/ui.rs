@@ -314,6 +314,12 @@ pub fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }
 
+/// So many things, in words: `1 path`, `2 paths`.
+#[must_use]
+pub fn count(number: usize, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
 /// Rows in columns, each as wide as its widest cell.
 #[must_use]
 pub fn table(rows: &[Vec<String>]) -> String {

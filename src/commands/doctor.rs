@@ -369,10 +369,10 @@ fn leftovers(node: &Node) -> Result<Finding> {
     let abandoned = node.abandoned()?.len();
     let detail = match (abandoned, undo::unpublished(node)?.len()) {
         (0, 0) => return Ok(Finding::good("leftovers", "none")),
-        (0, files) => format!("{files} files that were never published: farmctl gc"),
-        (abandoned, _) => format!("{abandoned} unfinished transactions: farmctl gc"),
+        (0, files) => ui::count(files, "unpublished file"),
+        (abandoned, _) => ui::count(abandoned, "unfinished transaction"),
     };
-    Ok(Finding::bad("leftovers", detail).fix(Remedy::Collect))
+    Ok(Finding::bad("leftovers", format!("{detail}: farmctl gc")).fix(Remedy::Collect))
 }
 
 fn environment_finding(environment: &EnvironmentRecord, node: &Node) -> Result<Finding> {

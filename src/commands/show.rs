@@ -144,10 +144,10 @@ fn render(shown: &Shown) -> String {
         row(
             "Debian",
             format!(
-                "{} {}, {} packages, as of {}",
+                "{} {}, {}, as of {}",
                 manifest.profile.environment.suite,
                 manifest.architecture,
-                manifest.inputs.packages.len(),
+                ui::count(manifest.inputs.packages.len(), "package"),
                 ui::day(manifest.epoch)
             ),
         ),
@@ -177,7 +177,10 @@ fn render(shown: &Shown) -> String {
             .iter()
             .map(|distribution| format!("{} {}", distribution.name, distribution.version))
             .collect();
-        rows.push(row("Python", format!("{} distributions: {}", names.len(), names.join(", "))));
+        rows.push(row(
+            "Python",
+            format!("{}: {}", ui::count(names.len(), "distribution"), names.join(", ")),
+        ));
     }
     for process in &manifest.profile.processes {
         rows.push(row("process", format!("{}: {}", process.name, process.command)));

@@ -314,7 +314,7 @@ fn render(status: &Status, now: i64) -> String {
         rows.push(row("session", text));
         rows.extend(session.edited.as_ref().map(|edited| {
             let release = status.release.as_deref().unwrap_or_default();
-            let count = super::paths(edited.paths.len());
+            let count = ui::count(edited.paths.len(), "path");
             let project = edited.project.display();
             row("edited", format!("not as {release}: {count} as saved in {project}"))
         }));
@@ -345,7 +345,7 @@ fn render(status: &Status, now: i64) -> String {
         let workers = if process.workers == 0 {
             String::new()
         } else {
-            format!(", {} workers", process.workers)
+            format!(", {}", ui::count(process.workers, "worker"))
         };
         let since =
             process.since.map_or(String::new(), |since| format!(", up {}", ui::span(now - since)));
