@@ -181,7 +181,7 @@ fn report(args: &Args, findings: &[Finding], context: &Context) {
         .iter()
         .map(|finding| vec![mark(finding), finding.what.clone(), finding.detail.clone()])
         .collect();
-    context.ui.answer(ui::table(&rows));
+    context.ui.answer(ui::folded(&rows, context.ui.width()));
     if !args.fix {
         let remedies: BTreeSet<&Remedy> = findings.iter().flat_map(|it| &it.fix).collect();
         for remedy in remedies {

@@ -75,7 +75,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     };
     match &shown.sizes {
         _ if args.json => context.ui.json(&shown),
-        None => context.ui.answer(render(&shown)),
+        None => context.ui.answer(render(&shown, context.ui.width())),
         Some(sizes) if args.html => {
             context.ui.answer(sizes::page(&shown.manifest, &shown.identity, sizes).trim_end());
         }
@@ -131,7 +131,7 @@ fn show_installed(args: &Args, context: &Context) -> Result<Shown> {
     Ok(Shown { identity, signature, manifest, sizes })
 }
 
-fn render(shown: &Shown) -> String {
+fn render(shown: &Shown, width: usize) -> String {
     let manifest = &shown.manifest;
     let row = |label: &str, text: String| vec![label.to_owned(), text];
     let mut rows = vec![
@@ -194,5 +194,5 @@ fn render(shown: &Shown) -> String {
     if let Some(front) = &manifest.profile.front {
         rows.push(row("front", crate::front::address(front)));
     }
-    ui::table(&rows)
+    ui::folded(&rows, width)
 }

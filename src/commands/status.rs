@@ -261,7 +261,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     if args.json {
         context.ui.json(&status);
     } else {
-        context.ui.answer(render(&status, node::now()));
+        context.ui.answer(render(&status, node::now(), context.ui.width()));
     }
     Ok(if sound { Exit::Done } else { Exit::NotRight })
 }
@@ -273,7 +273,7 @@ fn told(what: &str, change: &Change, now: i64) -> String {
     ui::one_line(&format!("{what}, {} {ago} ago{why}", change.result)).into_owned()
 }
 
-fn render(status: &Status, now: i64) -> String {
+fn render(status: &Status, now: i64, width: usize) -> String {
     let row = |label: &str, text: String| vec![label.to_owned(), text];
     let mut rows = vec![row(&status.name, status.state.to_owned())];
     if let Some(release) = &status.release {
@@ -392,7 +392,7 @@ fn render(status: &Status, now: i64) -> String {
         }
         _ => {}
     }
-    ui::table(&rows)
+    ui::folded(&rows, width)
 }
 
 #[cfg(test)]
@@ -459,7 +459,7 @@ mod tests {
 
     #[test]
     fn the_status_of_a_running_application_fits_one_screen() {
-        insta::assert_snapshot!(render(&status(), 400), @r"
+        insta::assert_snapshot!(render(&status(), 400, usize::MAX), @r"
         shop         running
         release      1.4.2 (sha256 0123456789ab); also installed: 1.4.1
         session      fs-shop-1, begun 5 min ago, 2.00 KiB written
@@ -471,7 +471,7 @@ mod tests {
         storage      directory, 5.00 GiB free
         last change  upgrade from 1.4.1 to 1.4.2 by anna, done 4 min ago
         ");
-        let waiting = render(&Status { confirm_by: Some(700), ..status() }, 400);
+        let waiting = render(&Status { confirm_by: Some(700), ..status() }, 400, usize::MAX);
         assert!(
             waiting.contains(
                 "fs-shop-0 of 1.4.1, serves again in 5 min, unless: farmctl confirm shop"
@@ -484,12 +484,12 @@ mod tests {
         let mut status = Status { preview: None, processes: Vec::new(), ..status() };
         let change = status.last_change.as_mut().expect("there is one");
         (change.result, change.ended) = (Outcome::UnderWay, None);
-        let watched = render(&status, 400);
+        let watched = render(&status, 400, usize::MAX);
         assert!(watched.contains(" of 1.4.1, until 1.4.2 has proved itself\n"), "{watched}");
         let change = status.last_change.as_mut().expect("there is one");
         change.result = Outcome::CutShort;
         status.unfinished = true;
-        insta::assert_snapshot!(render(&status, 400), @r"
+        insta::assert_snapshot!(render(&status, 400, usize::MAX), @r"
         shop         running
         release      1.4.2 (sha256 0123456789ab); also installed: 1.4.1
         session      fs-shop-1, begun 5 min ago, 2.00 KiB written
@@ -517,7 +517,7 @@ mod tests {
             ..change
         });
         status = Status { unfinished: false, standby: Vec::new(), ..status };
-        insta::assert_snapshot!(render(&status, 400), @r"
+        insta::assert_snapshot!(render(&status, 400, usize::MAX), @r"
         shop         running
         release      1.4.2 (sha256 0123456789ab); also installed: 1.4.1
         session      fs-shop-1, begun 5 min ago, 2.00 KiB written
