@@ -20,7 +20,7 @@ pub enum Verbosity {
 }
 
 /// Standard output and standard error.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ui {
     verbosity: Verbosity,
     terminal: bool,
@@ -32,6 +32,8 @@ pub struct Ui {
 
 /// Columns of an answer that no terminal shows.
 const COLUMNS: usize = 80;
+/// What to do after a panic.
+const AFTER_A_BUG: &str = "farmctl gc clears up after it; a report of it with what was typed helps";
 /// The least columns in which text can be read beside others.
 const LEAST: usize = 20;
 
@@ -108,6 +110,19 @@ impl Ui {
             text = text.replacen("\nhint:", "\n\x1b[36mhint:\x1b[0m", 1);
         }
         self.write_err(&text);
+    }
+
+    /// Has a panic printed as an error is, unless somebody asks for Rust's own words.
+    pub fn tell_panics(&self) {
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            return;
+        }
+        let ui = self.clone();
+        std::panic::set_hook(Box::new(move |panic| {
+            let text = panic.to_string().replacen(":\n", ": ", 1);
+            let bug = text.strip_prefix("panicked at ").unwrap_or(&text);
+            ui.error(&format!("error: a bug in farmctl: {bug}\nhint: {AFTER_A_BUG}"));
+        }));
     }
 
     /// Prints an answer on standard output.

@@ -96,3 +96,19 @@ fn tables_keep_to_a_narrow_terminal() {
     assert!(status.contains("\n             installed: 2026.11.29.1,\n"), "{status}");
     narrow(&["doctor"]);
 }
+
+#[test]
+fn a_panic_is_told_as_a_bug_with_what_to_do() {
+    let farm = Farm::new();
+    let tarball = Shop::new("1.0").pack(&farm);
+    // Rust's threads panic where there is none to be had.
+    let inject = ["-f", "-qq", "-o", "/dev/null", "-e", "inject=clone3:error=EAGAIN"];
+    let farmctl = [FARMCTL, "--root", word(farm.root()), "verify", word(&tarball)];
+    let mut command = called("strace", &[&inject[..], &farmctl].concat());
+    command.env_remove("RUST_BACKTRACE");
+    let ran = run(command).failed(4);
+    assert!(ran.error().starts_with("a bug in farmctl: "), "{}", ran.stderr);
+    assert!(ran.error().contains(": failed to spawn thread: "), "{}", ran.stderr);
+    assert!(ran.hint().starts_with("farmctl gc clears up after it; "), "{}", ran.stderr);
+    assert_eq!(ran.stderr.lines().count(), 2, "{}", ran.stderr);
+}
