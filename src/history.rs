@@ -79,6 +79,58 @@ pub struct Change {
     pub error: Option<String>,
 }
 
+/// Verbs that run a release's jobs on the way to it.
+const RUN_JOBS: [&str; 3] = ["upgrade", "upgrade --preview", "dev"];
+
+impl Change {
+    /// The first line of why it was not done.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.error.as_deref().and_then(|error| error.lines().next())
+    }
+
+    /// The release that was to serve after it, if that was to be another one.
+    #[must_use]
+    pub fn leads_to(&self) -> Option<&str> {
+        self.way().1
+    }
+
+    /// The release it led from, and the one it led to.
+    fn way(&self) -> (Option<&str>, Option<&str>) {
+        let way = self.what.strip_prefix("from ").and_then(|what| what.split_once(" to "));
+        match way {
+            Some((from, to)) => (Some(from), Some(to)),
+            None if self.verb == "start" => (None, Some(&self.what)),
+            None => (None, self.what.strip_prefix("to ")),
+        }
+    }
+}
+
+/// The last change that somebody asked for.
+#[must_use]
+pub fn last_asked(changes: &[Change]) -> Option<&Change> {
+    changes.iter().rfind(|change| change.by != TEND)
+}
+
+/// The releases whose jobs may have changed the data since this one served: of each upgrade
+/// that has begun since, the newest first.
+#[must_use]
+pub fn upgrades_since<'a>(changes: &'a [Change], version: &str) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    for change in changes.iter().rev() {
+        let (from, to) = change.way();
+        if to == Some(version) {
+            break;
+        }
+        let ran = to.filter(|to| RUN_JOBS.contains(&change.verb.as_str()) && !found.contains(to));
+        found.extend(ran);
+        if from == Some(version) {
+            break;
+        }
+    }
+    found
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Line {
@@ -325,6 +377,44 @@ mod tests {
             note(&layout, "shop", change).expect("it is writable");
         }
         assert_eq!(verbs(&layout).len(), 4);
+    }
+
+    #[test]
+    fn what_jobs_have_done_since_a_release_served_is_known() {
+        let change = |words: &str| {
+            let (verb, what) = words.split_once(": ").expect("it has both");
+            Change {
+                began: 100,
+                ended: Some(101),
+                verb: verb.to_owned(),
+                what: what.to_owned(),
+                by: "anna".to_owned(),
+                result: Outcome::Done,
+                error: None,
+            }
+        };
+        let mut changes = [
+            "start: 1.0",
+            "upgrade: from 1.0 to 1.1",
+            "upgrade --in-place: from 1.1 to 1.1.p1: django==5.2.8",
+            "upgrade: from 1.1.p1 to 1.2",
+            "reload: web",
+        ]
+        .map(change)
+        .to_vec();
+        assert_eq!(upgrades_since(&changes, "1.0"), ["1.2", "1.1"]);
+        assert_eq!(upgrades_since(&changes, "1.1"), ["1.2"]);
+        assert_eq!(upgrades_since(&changes, "1.1.p1"), ["1.2"]);
+        // Forward again nothing is left that was not done on the way to it.
+        changes.push(change("rollback: from 1.2 to 1.0"));
+        assert_eq!(upgrades_since(&changes, "1.2"), [""; 0]);
+        changes.extend(["upgrade --preview: to 1.3", "upgrade: from 1.0 to 1.3"].map(change));
+        assert_eq!(upgrades_since(&changes, "1.0"), ["1.3"]);
+        assert_eq!(upgrades_since(&changes, "1.2"), ["1.3"]);
+        // What is started first has run no job of an upgrade.
+        changes.extend(["stop: 1.3", "start: 1.4"].map(change));
+        assert_eq!(upgrades_since(&changes, "1.3"), [""; 0]);
+        assert_eq!(upgrades_since(&changes, "0.9"), ["1.3", "1.2", "1.1"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use nix::sched::{CloneFlags, unshare};
 
-use crate::debian::apt::{self, Apt, Offer};
+use crate::debian::apt::{self, Apt, Offer, Progress};
 use crate::debian::{self, Archive, Pool, pool};
 use crate::error::{Mark as _, refuse};
 use crate::file;
@@ -262,6 +262,7 @@ pub fn fill(
     network: Network,
     apt: &dyn Fn() -> Result<Apt>,
     transaction: &mut Transaction,
+    progress: Progress<'_>,
 ) -> Result<()> {
     let missing = pool.missing(lock.packages.iter())?;
     if missing.is_empty() {
@@ -273,7 +274,7 @@ pub fn fill(
     let apt = apt()?;
     let (offers, moved) = apt.find(&missing)?;
     apt::refuse_moved(&moved, &update(source))?;
-    fetch(&offers, pool, &apt, transaction)
+    fetch(&offers, pool, &apt, transaction, progress)
 }
 
 /// Sees to it that every package that was just resolved is in the pool; `say` hears how many
@@ -288,6 +289,7 @@ pub fn fill_resolved(
     apt: &Apt,
     transaction: &mut Transaction,
     say: &dyn Fn(usize),
+    progress: Progress<'_>,
 ) -> Result<()> {
     let missing = pool.missing(lock.packages.iter())?;
     if missing.is_empty() {
@@ -296,14 +298,20 @@ pub fn fill_resolved(
     say(missing.len());
     let is_missing = |offer: &&Offer| missing.iter().any(|deb| deb.file == offer.deb.file);
     let offers: Vec<Offer> = offers.iter().filter(is_missing).cloned().collect();
-    fetch(&offers, pool, apt, transaction)
+    fetch(&offers, pool, apt, transaction, progress)
 }
 
-fn fetch(offers: &[Offer], pool: &Pool, apt: &Apt, transaction: &mut Transaction) -> Result<()> {
+fn fetch(
+    offers: &[Offer],
+    pool: &Pool,
+    apt: &Apt,
+    transaction: &mut Transaction,
+    progress: Progress<'_>,
+) -> Result<()> {
     let fetched = pool.work(transaction.id());
     transaction.intend(Object::Path { path: fetched.clone() })?;
     file::make_directory(&fetched, 0o755)?;
-    pool.fetch(offers, apt, &fetched)?;
+    pool.fetch(offers, apt, &fetched, progress)?;
     storage::remove_tree(&fetched)
 }
 

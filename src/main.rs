@@ -1,5 +1,6 @@
 //! Words to functions, and an error to words.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
@@ -31,13 +32,16 @@ fn main() -> ExitCode {
     let root = std::path::absolute(&cli.root).unwrap_or_else(|_| cli.root.clone());
     let context = Context { ui, layout: Layout::new(root, cache) };
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    let result = run::watch_signals().and_then(|()| dispatch(&cli.verb, &context));
-    let exit = match result {
-        Ok(exit) => exit,
-        Err(error) => {
+    context.ui.tell_panics();
+    let work = || run::watch_signals().and_then(|()| dispatch(&cli.verb, &context));
+    let exit = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(error)) => {
             context.ui.error(&error::render(&error));
             error::exit_of(&error)
         }
+        // It has been told.
+        Err(_) => Exit::Left,
     };
     ExitCode::from(exit as u8)
 }

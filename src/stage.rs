@@ -152,20 +152,21 @@ impl Stage {
         Ok(())
     }
 
-    /// Installs the build packages; nothing is fetched if there are none.
+    /// Installs the build packages; nothing is fetched if there are none. Each line apt prints
+    /// is passed on.
     ///
     /// # Errors
     /// When one does not exist or cannot be installed.
-    pub fn install_build_packages(&self, packages: &[String]) -> Result<()> {
+    pub fn install_build_packages(&self, packages: &[String], show: &dyn Fn(&str)) -> Result<()> {
         if packages.is_empty() {
             return Ok(());
         }
         let names: Vec<&str> = packages.iter().map(String::as_str).collect();
         debian::apt_get(&self.chroot, self.origin, &["update"])
-            .run()
+            .run_lines(show)
             .context("reading the archive's indexes")?;
         let call = debian::apt_get(&self.chroot, self.origin, &["install"]).args(names);
-        debian::install(&call, "build.packages", &|_| ()).context("installing the build packages")
+        debian::install(&call, "build.packages", show).context("installing the build packages")
     }
 
     /// Purges every package that was not in the environment before.

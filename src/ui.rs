@@ -20,7 +20,7 @@ pub enum Verbosity {
 }
 
 /// Standard output and standard error.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ui {
     verbosity: Verbosity,
     terminal: bool,
@@ -32,6 +32,10 @@ pub struct Ui {
 
 /// Columns of an answer that no terminal shows.
 const COLUMNS: usize = 80;
+/// What to do after a panic.
+const AFTER_A_BUG: &str = "farmctl gc clears up after it; a report of it with what was typed helps";
+/// The least columns in which text can be read beside others.
+const LEAST: usize = 20;
 
 impl Ui {
     /// Looks once what is a terminal, and honours `NO_COLOR` (<https://no-color.org>).
@@ -108,6 +112,19 @@ impl Ui {
         self.write_err(&text);
     }
 
+    /// Has a panic printed as an error is, unless somebody asks for Rust's own words.
+    pub fn tell_panics(&self) {
+        if std::env::var_os("RUST_BACKTRACE").is_some() {
+            return;
+        }
+        let ui = self.clone();
+        std::panic::set_hook(Box::new(move |panic| {
+            let text = panic.to_string().replacen(":\n", ": ", 1);
+            let bug = text.strip_prefix("panicked at ").unwrap_or(&text);
+            ui.error(&format!("error: a bug in farmctl: {bug}\nhint: {AFTER_A_BUG}"));
+        }));
+    }
+
     /// Prints an answer on standard output.
     pub fn answer(&self, text: impl AsRef<str>) {
         // A reader that went away (`farmctl list | head -1`) has what it wanted.
@@ -144,8 +161,13 @@ impl Ui {
     /// How many columns the terminal has that shows answers; without one, 80.
     #[must_use]
     pub fn columns(&self) -> usize {
-        let size = terminal_size::terminal_size_of(std::io::stdout());
-        size.map_or(COLUMNS, |(terminal_size::Width(columns), _)| columns.into())
+        terminal_columns().unwrap_or(COLUMNS)
+    }
+
+    /// How wide tables may be: as the terminal that shows them; without one, as they like.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        terminal_columns().unwrap_or(usize::MAX)
     }
 
     /// A bar for work whose size is known, in bytes: what, how far, rate, time left.
@@ -314,9 +336,28 @@ pub fn size(bytes: u64) -> String {
     indicatif::HumanBytes(bytes).to_string()
 }
 
+/// So many things, in words: `1 path`, `2 paths`.
+#[must_use]
+pub fn count(number: usize, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
+/// How many columns the terminal has that shows answers, if there is one and it knows.
+fn terminal_columns() -> Option<usize> {
+    let (terminal_size::Width(columns), _) = terminal_size::terminal_size_of(std::io::stdout())?;
+    (columns > 0).then_some(columns.into())
+}
+
 /// Rows in columns, each as wide as its widest cell.
 #[must_use]
 pub fn table(rows: &[Vec<String>]) -> String {
+    folded(rows, usize::MAX)
+}
+
+/// The same within so many columns of a terminal: the last cells are folded between words, and
+/// where there is little room for them, on lines of their own.
+#[must_use]
+pub fn folded(rows: &[Vec<String>], width: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| {
@@ -327,15 +368,42 @@ pub fn table(rows: &[Vec<String>]) -> String {
                 .unwrap_or(0)
         })
         .collect();
+    let left: usize = widths.iter().rev().skip(1).map(|width| width + 2).sum();
+    let whole = left + widths.last().unwrap_or(&0);
+    let is_below = whole > width && width < left + LEAST;
+    let indent = if is_below { 4 } else { left };
     let lines: Vec<String> = rows
         .iter()
         .map(|row| {
-            let cells: Vec<String> =
+            let mut cells: Vec<String> =
                 row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-            cells.join("  ").trim_end().to_owned()
+            if whole > width && row.len() == columns {
+                let last = fold(&row[columns - 1], width.saturating_sub(indent));
+                cells[columns - 1] = last.join(&format!("\n{:indent$}", ""));
+            }
+            let last = if is_below { cells.split_off(columns - 1) } else { Vec::new() };
+            let line = cells.join("  ").trim_end().to_owned();
+            last.iter().fold(line, |line, last| format!("{line}\n{:indent$}{last}", ""))
         })
         .collect();
     lines.join("\n")
+}
+
+/// A text in lines of at most `width` columns, but for words that are longer.
+fn fold(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().expect("there is one from the first");
+        if line.is_empty() {
+            line.push_str(word);
+        } else if line.chars().count() + 1 + word.chars().count() <= width {
+            line.push(' ');
+            line.push_str(word);
+        } else {
+            lines.push(word.to_owned());
+        }
+    }
+    lines
 }
 
 /// A day, in UTC, of a time in seconds since 1970.
@@ -372,6 +440,32 @@ mod tests {
         assert_eq!(plain("café\n\tnext"), "café\n\tnext");
         assert_eq!(plain("\u{1b}[2Jgone\r"), "\\u{1b}[2Jgone\\r");
         assert_eq!(one_line("a\n✓ verified"), "a\\n✓ verified");
+    }
+
+    #[test]
+    fn a_table_keeps_to_its_width_by_its_last_column() {
+        let rows = |texts: &[[&str; 3]]| -> Vec<Vec<String>> {
+            texts.iter().map(|row| row.map(str::to_owned).to_vec()).collect()
+        };
+        let rows =
+            rows(&[["BEGAN", "BY", "CHANGE"], ["today", "anna", "from one to the other one"]]);
+        let whole = "BEGAN  BY    CHANGE\ntoday  anna  from one to the other one";
+        assert_eq!(table(&rows), whole);
+        assert_eq!(folded(&rows, 38), whole);
+        insta::assert_snapshot!(folded(&rows, 37), @r"
+        BEGAN  BY    CHANGE
+        today  anna  from one to the other
+                     one
+        ");
+        insta::assert_snapshot!(folded(&rows, 24), @r"
+        BEGAN  BY
+            CHANGE
+        today  anna
+            from one to the
+            other one
+        ");
+        // A word that is longer is the terminal's to break: it can be copied whole.
+        assert_eq!(fold("see /srv/shop/static now", 8), ["see", "/srv/shop/static", "now"]);
     }
 
     #[test]

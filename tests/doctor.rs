@@ -55,7 +55,7 @@ fn what_is_broken_is_named_and_mended() {
         ),
         ("application shop", "the vhost is not published", "bring back what should run"),
         ("secrets", "shop.env can be read by others: chmod 600", "shop.env root's alone"),
-        ("leftovers", "1 unfinished transactions: farmctl gc", "remove what unfinished work left"),
+        ("leftovers", "1 unfinished transaction: farmctl gc", "remove what unfinished work left"),
     ] {
         let line = found.stdout.lines().find(|line| line.contains(what)).unwrap_or_default();
         assert!(line.starts_with("bad ") && line.contains(detail), "{detail}\n{}", found.stdout);

@@ -117,7 +117,7 @@ fn a_tarball_with_one_bad_byte_anywhere_is_refused() {
         &ran,
         &farm,
         &format!(
-            "reading ROOT/bad/shop_1.0_amd64.tar.xz: 1 bytes follow the end of the tarball at byte {length}"
+            "reading ROOT/bad/shop_1.0_amd64.tar.xz: 1 byte follows the end of the tarball at byte {length}"
         ),
         COPY,
     );

@@ -65,11 +65,25 @@ fn what_is_printed_is_what_the_manual_says() {
     farm.run(&["start", "shop"]).ok();
     farm.run(&["install", word(&second)]).ok();
     farm.run(&["upgrade", "shop", "1.1", "--preview"]).ok();
+    let mut old = tiny::Tiny::new(&tiny::profile("old", "1.0", ""));
+    old.packages = vec![farmctl::manifest::Package {
+        name: "libssl3".to_owned(),
+        version: "3.0.0-1".to_owned(),
+        architecture: old.architecture.clone(),
+    }];
+    let old = old.pack(farm.root());
+    let project = farm.root().join("project");
+    fs::create_dir(&project).expect("there is room");
+    fs::write(project.join("app.py"), "from flask import Flask\n\napp = Flask(__name__)\n")
+        .expect("there is room");
+    fs::write(project.join("requirements.txt"), "flask\n").expect("there is room");
     // A path that is gone, one that is new and one that is another, in the session.
     let change = "rm /srv/slow; touch /srv/new; echo >>/etc/group";
     farm.run(&["shell", "shop", "--as-root", "--", "sh", "-c", change]).ok();
     for (words, code) in [
-        (&["list"][..], 0),
+        (&["init", word(&project)][..], 0),
+        (&["audit", word(&old)], 3),
+        (&["list"], 0),
         (&["status", "shop"], 0),
         (&["history", "shop"], 0),
         (&["reload", "shop"], 0),

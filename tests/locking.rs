@@ -335,7 +335,7 @@ fn an_audit_names_what_the_security_suite_has_newer() {
     new.packages = vec![package("libssl3", "9999:1")];
     let tarball = new.pack(farm.root());
     let said = farm.run(&["audit", text(&tarball)]).ok().stderr;
-    let none = "✓ locked 1.1: none of 1 packages has a newer version in bookworm-security";
+    let none = "✓ locked 1.1: no package of 1 has a newer version in bookworm-security";
     assert!(said.starts_with(none), "{said}");
 
     // A suite of nobody's: asked for, and not there.

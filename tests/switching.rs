@@ -169,6 +169,11 @@ fn a_changed_vhost_is_in_force_before_the_first_page_of_its_release() {
     assert_alone(&farm);
 }
 
+/// What status ends with while something is left of a verb that was killed.
+fn unfinished(verb: &str) -> String {
+    format!("\nhint         farmctl tend clears up after it; the same farmctl {verb} finishes it\n")
+}
+
 #[test]
 fn the_verb_repeated_finishes_what_a_killed_one_began() {
     let farm = Farm::new();
@@ -182,6 +187,7 @@ fn the_verb_repeated_finishes_what_a_killed_one_began() {
         let said = status.lines().find(|line| line.starts_with("last change"));
         let said = said.expect("there has been one");
         assert!(said.contains("upgrade from 1.0 to 1.1 by root, cut short"), "{said}");
+        assert!(status.ends_with(&unfinished("upgrade")), "{status}");
         assert_eq!(farm.run(&["gc", "--check"]).code, 3, "something is left");
     };
     kill();
@@ -194,10 +200,88 @@ fn the_verb_repeated_finishes_what_a_killed_one_began() {
     farm.run(&["tend"]).ok();
     assert_serves("1.0");
     assert_alone(&farm);
+    let status = farm.run(&["status", "shop"]).ok().stdout;
+    let rows: Vec<&str> = status.lines().rev().take(2).collect();
+    assert!(rows[1].starts_with("last change  upgrade from 1.0 to 1.1 by root, cut"), "{status}");
+    assert!(rows[0].starts_with("tended       removed the session fs-shop-"), "{status}");
+    assert!(rows[0].contains(" of the upgrade that was cut short, done "), "{status}");
     kill();
     farm.run(&["stop", "shop"]).ok();
     farm.assert_clean();
     assert!(!runs("nginx -e stderr"), "a server of a killed upgrade runs on");
+}
+
+#[test]
+fn a_rollback_that_was_cut_short_is_finished_by_the_same_again_and_not_reversed() {
+    let farm = Farm::new();
+    Shop::new("1.0").start(&farm);
+    farm.run(&["upgrade", "shop", word(&Shop::new("1.1").pack(&farm)), "--watch", "1s"]).ok();
+    let load = Load::start(&url());
+    let kill = || {
+        let rollback = ["rollback", "shop", "--watch", "600s"];
+        drop(Working::until(&farm, &rollback, "watching").end(Signal::SIGKILL));
+        assert_serves("1.0");
+        let status = farm.run(&["status", "shop"]).ok().stdout;
+        let standing = " of 1.1, which farmctl tend ends, or leads back to if 1.0 does not serve\n";
+        assert!(status.contains(standing), "{status}");
+        assert!(status.ends_with(&unfinished("rollback")), "{status}");
+    };
+    kill();
+    let plan = farm.run(&["rollback", "shop", "--dry-run"]).ok().stdout;
+    assert_eq!(
+        plan,
+        "would finish the rollback of shop from 1.1 to 1.0:\n  \
+         1. have 1.0 serve, and end what stands by\n"
+    );
+    let done = "rolled back shop from 1.1 to 1.0 (";
+    for tends in [false, true] {
+        if tends {
+            kill();
+            farm.run(&["tend"]).ok();
+            assert_serves("1.0");
+        }
+        let again = farm.run(&["rollback", "shop"]).ok().stderr;
+        assert!(again.contains(done), "{again}");
+        assert_serves("1.0");
+        assert_alone(&farm);
+        let status = farm.run(&["status", "shop"]).ok().stdout;
+        assert!(status.contains("rollback from 1.1 to 1.0 by root, done "), "{status}");
+        // The next one is another one.
+        farm.run(&["rollback", "shop"]).ok();
+        assert_serves("1.1");
+    }
+    let report = load.end(Duration::from_secs(1));
+    assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
+    assert_alone(&farm);
+}
+
+#[test]
+fn a_rollback_names_the_jobs_between_that_it_does_not_undo() {
+    let farm = Farm::new();
+    let job = |name: &str| {
+        format!("[[job]]\nname = \"{name}\"\nwhen = \"upgrade\"\ncommand = \"true\"\n")
+    };
+    Shop { rest: &job("create"), ..Shop::new("1.0") }.start(&farm);
+    for (version, name) in [("1.1", "migrate"), ("1.2", "index")] {
+        let file = Shop { rest: &job(name), ..Shop::new(version) }.pack(&farm);
+        farm.run(&["upgrade", "shop", word(&file), "--watch", "1s"]).ok();
+    }
+    let warned = |words: &[&str]| -> Vec<String> {
+        let said = farm.run(&[&["rollback", "shop"], words].concat()).ok().stderr;
+        said.lines().filter_map(|it| it.strip_prefix("warning: ")).map(str::to_owned).collect()
+    };
+    let [migrate, index] = ["migrate of 1.1", "index of 1.2"]
+        .map(|job| format!("what the job {job} did to the data stays"));
+    assert_eq!(warned(&["--dry-run"]), [index.as_str()]);
+    assert_eq!(warned(&["1.0"]), [index, migrate]);
+    // Forward nothing is to be undone, nor of a release that was started: no job of it ran.
+    assert_eq!(warned(&[]), [""; 0]);
+    assert_serves("1.2");
+    farm.run(&["stop", "shop"]).ok();
+    farm.run(&["start", "shop", "--release", "1.1"]).ok();
+    assert_eq!(warned(&[]), [""; 0]);
+    assert_serves("1.2");
+    assert_alone(&farm);
 }
 
 /// The history without what is another in every run: a line for each change.
@@ -228,6 +312,10 @@ fn every_change_is_told_with_its_reason_until_the_data_goes() {
     let load = Load::start(&url());
     farm.run(&["upgrade", "shop", word(&bad), "--watch", "60s"]).failed(1);
     drop(load);
+    let status = farm.run(&["status", "shop"]).ok().stdout;
+    let last = status.lines().last().expect("it is not empty");
+    assert!(last.contains(" 1.1 by root, switched back "), "{status}");
+    assert!(last.ends_with(" requests failed since the switch"), "{status}");
     farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok();
     let mut rollback = farm.command(&["rollback", "shop"]);
     rollback.env("SUDO_USER", "anna");
@@ -239,7 +327,10 @@ fn every_change_is_told_with_its_reason_until_the_data_goes() {
     fs::remove_file(farm.root().join("run/farmctl/front/shop")).expect("it leads to a session");
     farm.run(&["tend"]).ok();
     let status = farm.run(&["status", "shop"]).ok().stdout;
-    assert!(status.contains("\nlast change  tend publishing the vhost by tend, done "), "{status}");
+    let asked = "\nlast change  upgrade from 1.0 to 1.1 by root, interrupted ";
+    assert!(status.contains(asked), "{status}");
+    assert!(status.contains(" ago: upgrading shop from 1.0 to 1.1: interrupted\n"), "{status}");
+    assert!(status.contains("\ntended       publishing the vhost, done "), "{status}");
     // Nothing to do is no change.
     for verb in [&["tend"][..], &["start", "shop"], &["upgrade", "shop", "1.0"]] {
         farm.run(verb).ok();

@@ -89,7 +89,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.ui.json(&Printed { name, version, suite, packages });
     } else if packages.is_empty() {
         context.ui.done(format!(
-            "{title}: none of {} packages has a newer version in {suite}",
+            "{title}: no package of {} has a newer version in {suite}",
             manifest.inputs.packages.len()
         ));
     } else {

@@ -295,7 +295,7 @@ fn pack(
     let part = baking.out.with_extension("xz.part");
     transaction.intend(Object::Path { path: part.clone() })?;
     let threads = parallel::processors();
-    ui.step(format!("packing {} with {threads} threads", ui::size(scan.content)));
+    ui.step(format!("packing {} with {}", ui::size(scan.content), ui::count(threads, "thread")));
     let meter = ui.meter("compressing");
     let cache = SegmentCache::at(node.layout().segments());
     let reused = baking.reuse.then_some(&cache);

@@ -27,6 +27,7 @@ use crate::size::Size;
 use crate::source::Source;
 use crate::storage::{self, Access, Choice, Copies, Storage};
 use crate::tarball;
+use crate::ui;
 use crate::undo;
 
 /// Changes whenever this recipe makes another tree from the same inputs.
@@ -416,8 +417,13 @@ fn resolve(
     let apt = locked::read_archive(source, archive, architecture, &[], &[], work)?;
     let (lock, offers) = locked::resolve(source, archive, &apt, false, work)?;
     let pool = locked::pool(&context.layout, &archive.suite, architecture);
-    let say = |count| ui.step(format!("fetching {count} packages from {}", archive.mirror));
-    locked::fill_resolved(&lock, &offers, &pool, &apt, transaction, &say)?;
+    let say = |count| {
+        let packages = ui::count(count, "package");
+        ui.step(format!("fetching {packages} from {}", archive.mirror));
+    };
+    let meter = ui.meter("fetching");
+    let set = |done, all| meter.set(done, all);
+    locked::fill_resolved(&lock, &offers, &pool, &apt, transaction, &say, &set)?;
     Ok(lock)
 }
 
@@ -437,7 +443,9 @@ fn fetch_locked(
         ui.step(format!("fetching what it lacks from {}", archive.mirror));
         locked::read_archive(source, archive, architecture, &[], &[], work)
     };
-    locked::fill(lock, source, &pool, making.network, &apt, transaction)
+    let meter = ui.meter("fetching");
+    let set = |done, all| meter.set(done, all);
+    locked::fill(lock, source, &pool, making.network, &apt, transaction, &set)
 }
 
 /// Makes the tree of packages in the pool, and nothing else.
@@ -502,7 +510,9 @@ fn configure(making: &Making, mut chroot: Chroot, context: &Context) -> Result<V
         }
         ui.step("installing local packages");
         let call = debian::apt_get(&chroot, Origin::Lock, &["install"]).args(&paths);
-        debian::install(&call, "environment.debs", &|_| ()).context("installing local packages")?;
+        let spinner = ui.spinner("apt-get");
+        debian::install(&call, "environment.debs", &|line| spinner.show(line))
+            .context("installing local packages")?;
     }
     debian::localize(&chroot, environment)?;
     ui.step(format!("making the user {}", environment.user));

@@ -26,6 +26,7 @@ use crate::source::Source;
 use crate::stage;
 use crate::supervise::{self, Supervise};
 use crate::switch;
+use crate::ui;
 use crate::watch::Watch;
 
 /// How long another farmctl may have the application until a change is given up.
@@ -270,7 +271,7 @@ impl<'a> Dev<'a> {
         match self.way() {
             Way::Nothing => {}
             Way::Place => {
-                let count = super::paths(self.edits().len());
+                let count = ui::count(self.edits().len(), "path");
                 plan.step(format!("put {count} into session {}", session.name));
                 for process in &self.started.manifest.profile.processes {
                     plan.step(format!("reload the process {}", process.name));

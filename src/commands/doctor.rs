@@ -181,7 +181,7 @@ fn report(args: &Args, findings: &[Finding], context: &Context) {
         .iter()
         .map(|finding| vec![mark(finding), finding.what.clone(), finding.detail.clone()])
         .collect();
-    context.ui.answer(ui::table(&rows));
+    context.ui.answer(ui::folded(&rows, context.ui.width()));
     if !args.fix {
         let remedies: BTreeSet<&Remedy> = findings.iter().flat_map(|it| &it.fix).collect();
         for remedy in remedies {
@@ -369,10 +369,10 @@ fn leftovers(node: &Node) -> Result<Finding> {
     let abandoned = node.abandoned()?.len();
     let detail = match (abandoned, undo::unpublished(node)?.len()) {
         (0, 0) => return Ok(Finding::good("leftovers", "none")),
-        (0, files) => format!("{files} files that were never published: farmctl gc"),
-        (abandoned, _) => format!("{abandoned} unfinished transactions: farmctl gc"),
+        (0, files) => ui::count(files, "unpublished file"),
+        (abandoned, _) => ui::count(abandoned, "unfinished transaction"),
     };
-    Ok(Finding::bad("leftovers", detail).fix(Remedy::Collect))
+    Ok(Finding::bad("leftovers", format!("{detail}: farmctl gc")).fix(Remedy::Collect))
 }
 
 fn environment_finding(environment: &EnvironmentRecord, node: &Node) -> Result<Finding> {

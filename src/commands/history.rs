@@ -36,12 +36,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     } else if changes.is_empty() {
         context.ui.answer(format!("nothing is known of {} yet", args.name));
     } else {
-        context.ui.answer(render(&changes));
+        context.ui.answer(render(&changes, context.ui.width()));
     }
     Ok(Exit::Done)
 }
 
-fn render(changes: &[Change]) -> String {
+fn render(changes: &[Change], width: usize) -> String {
     let mut rows = vec![["BEGAN (UTC)", "TOOK", "BY", "CHANGE"].map(str::to_owned).to_vec()];
     rows.extend(changes.iter().map(|change| {
         let took = change.ended.map_or("-".to_owned(), |ended| ui::span(ended - change.began));
@@ -52,14 +52,13 @@ fn render(changes: &[Change]) -> String {
             sentence(change),
         ]
     }));
-    ui::table(&rows)
+    ui::folded(&rows, width)
 }
 
 /// A change on one line: what was done, how it ended, and the first line of why.
 fn sentence(change: &Change) -> String {
-    let Change { verb, what, result, error, .. } = change;
-    let why = error.as_deref().and_then(|error| error.lines().next());
-    let why = why.map_or(String::new(), |why| format!(": {why}"));
+    let Change { verb, what, result, .. } = change;
+    let why = change.reason().map_or(String::new(), |why| format!(": {why}"));
     ui::one_line(&format!("{verb} {what}: {result}{why}")).into_owned()
 }
 
@@ -92,7 +91,7 @@ mod tests {
             ),
             change(1_700_001_000, None, "from 1.1 to 1.2", Outcome::CutShort, None),
         ];
-        insta::assert_snapshot!(render(&changes), @r"
+        insta::assert_snapshot!(render(&changes, usize::MAX), @r"
         BEGAN (UTC)          TOOK   BY    CHANGE
         2023-11-14 22:13:20  14 s   anna  upgrade from 1.0 to 1.1: done
         2023-11-14 22:18:20  3 min  anna  upgrade from 1.1 to 1.2: switched back: upgrading shop from 1.1 to 1.2: 1.1 serves again: process web: it has ended since the switch

@@ -159,9 +159,9 @@ impl Incoming {
         } else {
             plan.commands(make, storage.describe_create(&volume, *size)?);
             plan.step(format!(
-                "unpack and verify {} in {} segments",
+                "unpack and verify {} in {}",
                 ui::size(manifest.payload.content),
-                manifest.segments.len()
+                ui::count(manifest.segments.len(), "segment")
             ));
         }
         for data in &manifest.profile.data {

@@ -80,12 +80,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     } else if listing.applications.is_empty() && listing.environments.is_empty() {
         context.ui.answer("nothing yet: farmctl bootstrap PROFILE makes an environment, farmctl install FILE installs a tarball");
     } else {
-        context.ui.answer(render(&listing));
+        context.ui.answer(render(&listing, context.ui.width()));
     }
     Ok(Exit::Done)
 }
 
-fn render(listing: &Listing) -> String {
+fn render(listing: &Listing, width: usize) -> String {
     let mut blocks = Vec::new();
     if !listing.applications.is_empty() {
         let mut rows =
@@ -94,7 +94,7 @@ fn render(listing: &Listing) -> String {
             let current = app.current.clone().unwrap_or_else(|| "-".to_owned());
             vec![app.name.clone(), app.state.to_owned(), current, app.releases.join(" ")]
         }));
-        blocks.push(ui::table(&rows));
+        blocks.push(ui::folded(&rows, width));
     }
     if !listing.environments.is_empty() {
         let mut rows =
@@ -107,7 +107,7 @@ fn render(listing: &Listing) -> String {
                 ui::day(environment.made),
             ]
         }));
-        blocks.push(ui::table(&rows));
+        blocks.push(ui::folded(&rows, width));
     }
     blocks.join("\n\n")
 }

@@ -168,10 +168,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     file::publish(&path, text.as_bytes(), 0o644)?;
     context.ui.done(format!(
-        "wrote {}: {} packages, {} distributions",
+        "wrote {}: {}, {}",
         path.display(),
-        packages(&lock).count(),
-        distributions(&lock).chain(build_distributions(&lock)).count()
+        ui::count(packages(&lock).count(), "package"),
+        ui::count(distributions(&lock).chain(build_distributions(&lock)).count(), "distribution")
     ));
     Ok(Exit::Done)
 }
@@ -237,7 +237,10 @@ impl Locking<'_> {
         let work = locked::work(self.node.layout(), transaction)?;
         let debian = if let Some(known) = self.known_debian()? {
             let apt = || self.read_archive(&[], &[], &work);
-            locked::fill(known, &self.source, &self.pool, Network::Allowed, &apt, transaction)?;
+            let meter = self.context.ui.meter("fetching");
+            let set = |done, all| meter.set(done, all);
+            let network = Network::Allowed;
+            locked::fill(known, &self.source, &self.pool, network, &apt, transaction, &set)?;
             known.clone()
         } else {
             self.resolve_packages(&work, transaction)?
@@ -274,11 +277,14 @@ impl Locking<'_> {
         let (lock, offers) = match kept.len() {
             0 => resolved?,
             kept => resolved.with_context(|| {
-                format!("beside {kept} packages that stay (--update moves them)")
+                let kept = ui::count(kept, "package");
+                format!("keeping {kept} as locked (--update moves on)")
             })?,
         };
-        ui.step(format!("keeping {} packages in the pool", lock.packages.len()));
-        locked::fill_resolved(&lock, &offers, &self.pool, &apt, transaction, &|_| ())?;
+        ui.step(format!("keeping {} in the pool", ui::count(lock.packages.len(), "package")));
+        let meter = ui.meter("fetching");
+        let set = |done, all| meter.set(done, all);
+        locked::fill_resolved(&lock, &offers, &self.pool, &apt, transaction, &|_| (), &set)?;
         Ok(lock)
     }
 
@@ -325,7 +331,10 @@ impl Locking<'_> {
             Stage::open(storage.as_ref(), &self.environment, None, false, layout, transaction)?;
         stage.bring_project(&self.source)?;
         self.follow(&mut stage, debian, work)?;
-        stage.install_build_packages(&locked::build_packages(profile))?;
+        let spinner = ui.spinner("apt-get");
+        let packages = locked::build_packages(profile);
+        stage.install_build_packages(&packages, &|line| spinner.show(line))?;
+        drop(spinner);
         for command in &profile.build.before {
             ui.step(command);
             stage.run_step(command)?;
@@ -448,9 +457,13 @@ impl Locking<'_> {
             return Ok(true);
         }
         let ui = &self.context.ui;
-        ui.step(format!("keeping {} distributions in the pool", distributions.len()));
+        let count = ui::count(distributions.len(), "distribution");
+        ui.step(format!("keeping {count} in the pool"));
         let virtualenv = self.source.profile.virtualenv();
-        let kept = python::download(&mut stage.chroot, &virtualenv, distributions, &wheels);
+        let spinner = ui.spinner("pip");
+        let show = |line: &str| spinner.show(line);
+        let kept = python::download(&mut stage.chroot, &virtualenv, distributions, &wheels, &show);
+        drop(spinner);
         run::check_interrupted()?;
         if let Err(error) = &kept {
             // The lock is right without them.

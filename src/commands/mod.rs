@@ -156,11 +156,6 @@ fn forget_kept(
     })
 }
 
-/// So many paths, within a sentence.
-fn paths(count: usize) -> String {
-    if count == 1 { "1 path".to_owned() } else { format!("{count} paths") }
-}
-
 /// Refuses a name that cannot be one before it becomes part of a path.
 fn check_name(name: &str) -> Result<()> {
     crate::profile::check_name(name)

@@ -1,11 +1,11 @@
 //! `farmctl rollback`: the release before serves again.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
-use super::Context;
 use super::record::Subject;
+use super::{Context, Started};
 use crate::error::{Exit, refuse};
-use crate::history::{self, Outcome};
+use crate::history::{self, Change, Outcome};
 use crate::plan::Plan;
 use crate::profile::{Seconds, When};
 use crate::supervise;
@@ -14,7 +14,7 @@ use crate::switch::{self, Course, Ending};
 /// Switch a running application back to the release before
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Example:\n  farmctl rollback shop\n\nThe same switch as that of farmctl upgrade, to a release that is installed:\nnothing is unpacked. Twice leads forward again. Data is not rolled back: what\njobs of the newer release did to it stays."
+    after_help = "Example:\n  farmctl rollback shop\n\nThe same switch as that of farmctl upgrade, to a release that is installed:\nnothing is unpacked. Twice leads forward again; what was cut short, the same\nfinishes. Data is not rolled back: what jobs of newer releases did to it stays."
 )]
 pub struct Args {
     /// The application
@@ -45,22 +45,27 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let supervisor = supervise::detect(node.layout());
     let say = |text: &str| context.ui.step(text);
     let manifest_of = |version: &str| super::manifest_of(&node, &started.app, version);
+    let (watch, drain) = (args.watch.duration(), args.drain.duration());
+    let ending = Ending {
+        node: &node,
+        supervisor: supervisor.as_ref(),
+        manifest_of: &manifest_of,
+        drain,
+        say: &say,
+    };
     let subject = Subject { context, node: &node, app: &args.name, verb: "rollback" };
+    let changes = history::read(node.layout(), &args.name)?;
+    if let Some(what) = half_done(&changes, &started.session.version, args) {
+        return finish(what, &started, &subject, &ending, args);
+    }
     // Of an upgrade that was interrupted, the release it came from.
     let previous = started.app.previous.clone();
-    let (watch, drain) = (args.watch.duration(), args.drain.duration());
+    let app = started.app.clone();
     let app = if args.dry_run {
-        started.app.clone()
+        app
     } else {
-        let app = started.app.clone();
-        subject.record_steps(
-            &history::who(),
-            |_| Outcome::Done,
-            |say| {
-                let (node, supervisor) = (&node, supervisor.as_ref());
-                Ending { node, supervisor, manifest_of: &manifest_of, drain, say }.settle(app)
-            },
-        )?
+        let settle = |say: &dyn Fn(&str)| Ending { say, ..ending }.settle(app);
+        subject.record_steps(&history::who(), |_| Outcome::Done, settle)?
     };
     let serving = app.session.as_ref().map(|session| session.version.clone()).unwrap_or_default();
     let Some(wanted) = args.release.clone().or(previous) else {
@@ -88,8 +93,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         );
     }
     let (new, old) = (manifest_of(&version)?, manifest_of(&serving)?);
-    for job in switch::upgrade_jobs(&old) {
-        context.ui.warn(format!("what the job {job} of {serving} did to the data stays"));
+    for between in history::upgrades_since(&changes, &version) {
+        // Of one that is gone nobody knows.
+        let Some(between) = node.manifest(&args.name, between)? else { continue };
+        for job in switch::upgrade_jobs(&between) {
+            let what = format!("what the job {job} of {} did to the data stays", between.version);
+            context.ui.warn(what);
+        }
     }
     if args.dry_run {
         let mut plan = Plan::new(format!("roll back {what}"));
@@ -114,10 +124,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     };
     if standing.is_some() {
         subject.record(&format!("from {serving} to {version}"), || {
-            let (node, supervisor) = (&node, supervisor.as_ref());
-            Ending { node, supervisor, manifest_of: &manifest_of, drain, say: &say }
-                .go_back(app)
-                .with_context(|| format!("rolling back {what}"))
+            ending.go_back(app).with_context(|| format!("rolling back {what}"))
         })?;
         context.ui.done(format!("rolled back {what}"));
         return Ok(Exit::Done);
@@ -128,4 +135,77 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     })?;
     context.ui.done(format!("rolled back {what}"));
     Ok(Exit::Done)
+}
+
+/// What the last rollback was to do that has led to what serves now and has not come to its
+/// end: the same again finishes it, where another one would lead forward.
+fn half_done<'a>(changes: &'a [Change], serving: &str, args: &Args) -> Option<&'a str> {
+    let last = history::last_asked(changes)?;
+    let is_half_done = last.verb == "rollback"
+        && last.result != Outcome::Done
+        && last.leads_to() == Some(serving)
+        && args.release.as_deref().is_none_or(|release| release == serving);
+    is_half_done.then_some(last.what.as_str())
+}
+
+/// Finishes a rollback that was cut short after its switch.
+fn finish(
+    what: &str,
+    started: &Started,
+    subject: &Subject<'_>,
+    ending: &Ending<'_>,
+    args: &Args,
+) -> Result<Exit> {
+    let (ui, name, serving) = (&subject.context.ui, &args.name, &started.session.version);
+    if args.dry_run {
+        let mut plan = Plan::new(format!("finish the rollback of {name} {what}"));
+        plan.step(format!("have {serving} serve, and end what stands by"));
+        subject.context.show_plan(&plan);
+        return Ok(Exit::Done);
+    }
+    subject.record(what, || {
+        let settled = ending.settle(started.app.clone())?;
+        match settled.session {
+            Some(session) if session.version != *serving => {
+                bail!("rolling back {name} {what}: {} serves again", session.version)
+            }
+            _ => Ok(()),
+        }
+    })?;
+    ui.done(format!("rolled back {name} {what}"));
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollback_is_half_done_while_what_it_led_to_serves() {
+        let change = |result, by: &str| Change {
+            began: 100,
+            ended: None,
+            verb: "rollback".to_owned(),
+            what: "from 1.1 to 1.0".to_owned(),
+            by: by.to_owned(),
+            result,
+            error: None,
+        };
+        let args = |release: Option<&str>| Args {
+            name: "shop".to_owned(),
+            release: release.map(str::to_owned),
+            watch: "1s".parse().expect("it is a time"),
+            drain: "1m".parse().expect("it is a time"),
+            dry_run: false,
+        };
+        let tended = change(Outcome::Done, history::TEND);
+        let cut_short = [change(Outcome::CutShort, "anna"), tended];
+        let what = Some("from 1.1 to 1.0");
+        assert_eq!(half_done(&cut_short, "1.0", &args(None)), what);
+        assert_eq!(half_done(&cut_short, "1.0", &args(Some("1.0"))), what);
+        // Before its switch it is a rollback yet to come, and another release another one.
+        assert_eq!(half_done(&cut_short, "1.1", &args(None)), None);
+        assert_eq!(half_done(&cut_short, "1.0", &args(Some("1.1"))), None);
+        assert_eq!(half_done(&[change(Outcome::Done, "anna")], "1.0", &args(None)), None);
+    }
 }

@@ -75,7 +75,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     };
     match &shown.sizes {
         _ if args.json => context.ui.json(&shown),
-        None => context.ui.answer(render(&shown)),
+        None => context.ui.answer(render(&shown, context.ui.width())),
         Some(sizes) if args.html => {
             context.ui.answer(sizes::page(&shown.manifest, &shown.identity, sizes).trim_end());
         }
@@ -131,7 +131,7 @@ fn show_installed(args: &Args, context: &Context) -> Result<Shown> {
     Ok(Shown { identity, signature, manifest, sizes })
 }
 
-fn render(shown: &Shown) -> String {
+fn render(shown: &Shown, width: usize) -> String {
     let manifest = &shown.manifest;
     let row = |label: &str, text: String| vec![label.to_owned(), text];
     let mut rows = vec![
@@ -144,10 +144,10 @@ fn render(shown: &Shown) -> String {
         row(
             "Debian",
             format!(
-                "{} {}, {} packages, as of {}",
+                "{} {}, {}, as of {}",
                 manifest.profile.environment.suite,
                 manifest.architecture,
-                manifest.inputs.packages.len(),
+                ui::count(manifest.inputs.packages.len(), "package"),
                 ui::day(manifest.epoch)
             ),
         ),
@@ -177,7 +177,10 @@ fn render(shown: &Shown) -> String {
             .iter()
             .map(|distribution| format!("{} {}", distribution.name, distribution.version))
             .collect();
-        rows.push(row("Python", format!("{} distributions: {}", names.len(), names.join(", "))));
+        rows.push(row(
+            "Python",
+            format!("{}: {}", ui::count(names.len(), "distribution"), names.join(", ")),
+        ));
     }
     for process in &manifest.profile.processes {
         rows.push(row("process", format!("{}: {}", process.name, process.command)));
@@ -191,5 +194,5 @@ fn render(shown: &Shown) -> String {
     if let Some(front) = &manifest.profile.front {
         rows.push(row("front", crate::front::address(front)));
     }
-    ui::table(&rows)
+    ui::folded(&rows, width)
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Context;
 use crate::error::Exit;
 use crate::front;
-use crate::history::{self, Change};
+use crate::history::{self, Change, Outcome};
 use crate::manifest::Derived;
 use crate::node;
 use crate::process;
@@ -65,8 +65,12 @@ pub(super) struct Status {
     free_bytes: u64,
     /// How full a thin pool's metadata is.
     metadata_percent: Option<f64>,
-    /// The last change.
+    /// The last change that somebody asked for.
     last_change: Option<Change>,
+    /// Whether something is left to finish of one that was cut short.
+    unfinished: bool,
+    /// What farmctl tend has changed since, last.
+    tended: Option<Change>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -215,6 +219,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     };
     let backend = release.map_or("directory", |release| release.storage.as_str());
     let usage = storage::named(backend, &node.site())?.usage()?;
+    let changes = history::read(node.layout(), &app.name)?;
+    let last_change = history::last_asked(&changes).cloned();
+    let tended = changes.last().filter(|change| change.by == history::TEND).cloned();
+    let is_cut_short = |change: &Change| change.result == Outcome::CutShort;
+    let stands_by = !app.standby.is_empty() && app.confirm_by.is_none();
+    let unfinished = last_change.as_ref().is_some_and(is_cut_short)
+        && (stands_by || node.abandoned()?.iter().any(|it| it.subject() == app.name));
     let status = Status {
         state: match (&app.session, sound) {
             (None, _) => "stopped",
@@ -242,18 +253,27 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         storage: backend.to_owned(),
         free_bytes: usage.free,
         metadata_percent: usage.metadata_percent,
-        last_change: history::read(node.layout(), &app.name)?.pop(),
+        unfinished,
+        last_change,
+        tended,
         name: app.name,
     };
     if args.json {
         context.ui.json(&status);
     } else {
-        context.ui.answer(render(&status, node::now()));
+        context.ui.answer(render(&status, node::now(), context.ui.width()));
     }
     Ok(if sound { Exit::Done } else { Exit::NotRight })
 }
 
-fn render(status: &Status, now: i64) -> String {
+/// What of a change was done, how it ended, when, and the first line of why.
+fn told(what: &str, change: &Change, now: i64) -> String {
+    let ago = ui::span(now - change.ended.unwrap_or(change.began));
+    let why = change.reason().map_or(String::new(), |why| format!(": {why}"));
+    ui::one_line(&format!("{what}, {} {ago} ago{why}", change.result)).into_owned()
+}
+
+fn render(status: &Status, now: i64, width: usize) -> String {
     let row = |label: &str, text: String| vec![label.to_owned(), text];
     let mut rows = vec![row(&status.name, status.state.to_owned())];
     if let Some(release) = &status.release {
@@ -294,15 +314,20 @@ fn render(status: &Status, now: i64) -> String {
         rows.push(row("session", text));
         rows.extend(session.edited.as_ref().map(|edited| {
             let release = status.release.as_deref().unwrap_or_default();
-            let count = super::paths(edited.paths.len());
+            let count = ui::count(edited.paths.len(), "path");
             let project = edited.project.display();
             row("edited", format!("not as {release}: {count} as saved in {project}"))
         }));
     }
+    let is_watched = |change: &Change| change.result == Outcome::UnderWay;
+    let is_watched = status.last_change.as_ref().is_some_and(is_watched);
     for session in &status.standby {
         let release = status.release.as_deref().unwrap_or_default();
         let until = match status.confirm_by {
-            None => format!("until {release} has proved itself"),
+            None if is_watched => format!("until {release} has proved itself"),
+            None => {
+                format!("which farmctl tend ends, or leads back to if {release} does not serve")
+            }
             Some(by) => {
                 let left = ui::span(by - now);
                 format!("serves again in {left}, unless: farmctl confirm {}", status.name)
@@ -320,7 +345,7 @@ fn render(status: &Status, now: i64) -> String {
         let workers = if process.workers == 0 {
             String::new()
         } else {
-            format!(", {} workers", process.workers)
+            format!(", {}", ui::count(process.workers, "worker"))
         };
         let since =
             process.since.map_or(String::new(), |since| format!(", up {}", ui::span(now - since)));
@@ -346,25 +371,36 @@ fn render(status: &Status, now: i64) -> String {
     let metadata = super::metadata(status.metadata_percent);
     let free = ui::size(status.free_bytes);
     rows.push(row("storage", format!("{}, {free} free{metadata}", status.storage)));
-    if let Some(Change { began, ended, verb, what, by, result, .. }) = &status.last_change {
-        let ago = ui::span(now - ended.unwrap_or(*began));
-        let text = format!("{verb} {what} by {by}, {result} {ago} ago");
-        rows.push(row("last change", ui::one_line(&text).into_owned()));
+    if let Some(change) = &status.last_change {
+        let Change { verb, what, by, .. } = change;
+        rows.push(row("last change", told(&format!("{verb} {what} by {by}"), change, now)));
     }
-    if status.state == "broken" {
-        rows.push(row("hint", format!("farmctl start {} brings it back", status.name)));
+    if let Some(change) = &status.tended {
+        rows.push(row("tended", told(&change.what, change, now)));
     }
-    ui::table(&rows)
+    let name = &status.name;
+    match &status.last_change {
+        Some(Change { verb, .. }) if status.unfinished => {
+            let tidy = if status.session.is_some() { "tend" } else { "gc" };
+            rows.push(row(
+                "hint",
+                format!("farmctl {tidy} clears up after it; the same farmctl {verb} finishes it"),
+            ));
+        }
+        _ if status.state == "broken" => {
+            rows.push(row("hint", format!("farmctl start {name} brings it back")));
+        }
+        _ => {}
+    }
+    ui::folded(&rows, width)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::Outcome;
 
-    #[test]
-    fn the_status_of_a_running_application_fits_one_screen() {
-        let status = Status {
+    fn status() -> Status {
+        Status {
             name: "shop".to_owned(),
             state: "running",
             release: Some("1.4.2".to_owned()),
@@ -416,25 +452,80 @@ mod tests {
                 result: Outcome::Done,
                 error: None,
             }),
-        };
-        insta::assert_snapshot!(render(&status, 400), @r"
+            unfinished: false,
+            tended: None,
+        }
+    }
+
+    #[test]
+    fn the_status_of_a_running_application_fits_one_screen() {
+        insta::assert_snapshot!(render(&status(), 400, usize::MAX), @r"
         shop         running
         release      1.4.2 (sha256 0123456789ab); also installed: 1.4.1
         session      fs-shop-1, begun 5 min ago, 2.00 KiB written
         edited       not as 1.4.2: 1 path as saved in /root/shop
-        standby      fs-shop-0 of 1.4.1, until 1.4.2 has proved itself
+        standby      fs-shop-0 of 1.4.1, which farmctl tend ends, or leads back to if 1.4.2 does not serve
         preview      fs-shop-2 of 1.5.0, http://127.0.0.1:8900/
         process web  running, pid 42, 5 workers, 10.00 MiB, up 5 min, answers 200
         front        http://127.0.0.1:8080/
         storage      directory, 5.00 GiB free
         last change  upgrade from 1.4.1 to 1.4.2 by anna, done 4 min ago
         ");
-        let waiting = render(&Status { confirm_by: Some(700), ..status }, 400);
+        let waiting = render(&Status { confirm_by: Some(700), ..status() }, 400, usize::MAX);
         assert!(
             waiting.contains(
                 "fs-shop-0 of 1.4.1, serves again in 5 min, unless: farmctl confirm shop"
             ),
             "{waiting}"
         );
+    }
+    #[test]
+    fn what_was_cut_short_is_told_until_it_is_finished_with_what_tend_has_done_since() {
+        let mut status = Status { preview: None, processes: Vec::new(), ..status() };
+        let change = status.last_change.as_mut().expect("there is one");
+        (change.result, change.ended) = (Outcome::UnderWay, None);
+        let watched = render(&status, 400, usize::MAX);
+        assert!(watched.contains(" of 1.4.1, until 1.4.2 has proved itself\n"), "{watched}");
+        let change = status.last_change.as_mut().expect("there is one");
+        change.result = Outcome::CutShort;
+        status.unfinished = true;
+        insta::assert_snapshot!(render(&status, 400, usize::MAX), @r"
+        shop         running
+        release      1.4.2 (sha256 0123456789ab); also installed: 1.4.1
+        session      fs-shop-1, begun 5 min ago, 2.00 KiB written
+        edited       not as 1.4.2: 1 path as saved in /root/shop
+        standby      fs-shop-0 of 1.4.1, which farmctl tend ends, or leads back to if 1.4.2 does not serve
+        front        http://127.0.0.1:8080/
+        storage      directory, 5.00 GiB free
+        last change  upgrade from 1.4.1 to 1.4.2 by anna, cut short 5 min ago
+        hint         farmctl tend clears up after it; the same farmctl upgrade finishes it
+        ");
+        let change = status.last_change.clone().expect("there is one");
+        status.tended = Some(Change {
+            ended: Some(390),
+            verb: "tend".to_owned(),
+            what: "recovering the session".to_owned(),
+            by: history::TEND.to_owned(),
+            result: Outcome::Done,
+            ..change.clone()
+        });
+        let error = "upgrading shop: 1.4.1 serves again: process web: it has ended\n  | bye";
+        status.last_change = Some(Change {
+            ended: Some(200),
+            result: Outcome::SwitchedBack,
+            error: Some(error.to_owned()),
+            ..change
+        });
+        status = Status { unfinished: false, standby: Vec::new(), ..status };
+        insta::assert_snapshot!(render(&status, 400, usize::MAX), @r"
+        shop         running
+        release      1.4.2 (sha256 0123456789ab); also installed: 1.4.1
+        session      fs-shop-1, begun 5 min ago, 2.00 KiB written
+        edited       not as 1.4.2: 1 path as saved in /root/shop
+        front        http://127.0.0.1:8080/
+        storage      directory, 5.00 GiB free
+        last change  upgrade from 1.4.1 to 1.4.2 by anna, switched back 3 min ago: upgrading shop: 1.4.1 serves again: process web: it has ended
+        tended       recovering the session, done 10 s ago
+        ");
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::baking::{self, Baking};
 use super::comparison::{render, side};
-use super::{Context, Started, paths};
+use super::{Context, Started};
 use crate::diff::{self, Diff};
 use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
@@ -25,6 +25,7 @@ use crate::source::Source;
 use crate::storage::{self, Access};
 use crate::tarball::{self, Archive, Difference};
 use crate::trust::{self, Standing};
+use crate::ui;
 use crate::undo;
 
 /// How many differences are printed before the rest is counted.
@@ -200,7 +201,7 @@ fn verify_release(args: &Args, context: &Context) -> Result<Exit> {
             .derived
             .as_ref()
             .map(|it| format!(", derived from {} by installing {}", it.from, it.by.join(", ")));
-        let (paths, derived) = (paths(index.files.len()), derived.unwrap_or_default());
+        let (paths, derived) = (ui::count(index.files.len(), "path"), derived.unwrap_or_default());
         context.ui.done(format!("{what} is as installed: {paths}{derived}"));
         return Ok(Exit::Done);
     }
@@ -237,7 +238,7 @@ fn verify_session(args: &Args, context: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let edited = session.edited.as_ref().map(|edited| {
-        let count = paths(edited.paths.len());
+        let count = ui::count(edited.paths.len(), "path");
         format!("; farmctl dev has {count} as in {}", edited.project.display())
     });
     context.ui.warn(format!(
@@ -290,7 +291,7 @@ fn count_by_owner(differences: &[Difference]) -> String {
         let whose = owner.map_or_else(|| "not of the release".to_owned(), diff::describe);
         words.push(format!("{whose} {count}"));
     }
-    format!("{}: {}", paths(differences.len()), words.join(", "))
+    format!("{}: {}", ui::count(differences.len(), "path"), words.join(", "))
 }
 
 fn describe(difference: &Difference) -> String {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -23,6 +24,9 @@ const APT_CONFIG: Tool = Tool { name: "apt-config", package: "apt" };
 const BATCH: usize = 8;
 /// How many of these calls are made at once: each fetches one package after another.
 const DOWNLOADS: usize = 4;
+
+/// Is told how many bytes are fetched, of how many; by several threads.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 /// A directory with apt's state, its indexes read.
 #[derive(Clone, Debug)]
@@ -241,12 +245,15 @@ impl Apt {
         Ok(parse_stanzas(&outcome.stdout))
     }
 
-    /// Fetches packages into the existing directory `target`, several at once. apt's
-    /// downloader checks each hash.
+    /// Fetches packages into the existing directory `target`, several at once; `progress` is
+    /// told how far it is. apt's downloader checks each hash.
     ///
     /// # Errors
     /// When one cannot be fetched, or is not what the indexes say.
-    pub fn fetch(&self, offers: &[Offer], target: &Path) -> Result<()> {
+    pub fn fetch(&self, offers: &[Offer], target: &Path, progress: Progress<'_>) -> Result<()> {
+        let size = |offers: &[Offer]| offers.iter().map(|offer| offer.deb.size).sum::<u64>();
+        let (all, done) = (size(offers), AtomicU64::new(0));
+        progress(0, all);
         let batches: Vec<&[Offer]> = offers.chunks(BATCH).collect();
         parallel::each(&batches, DOWNLOADS, |batch| {
             let mut call = self.call(Invocation::program(APT_HELPER)).arg("download-file");
@@ -254,7 +261,10 @@ impl Apt {
                 call = call.arg(&offer.uri).arg(target.join(&offer.deb.file));
                 call = call.arg(format!("SHA256:{}", offer.deb.sha256));
             }
-            call.run().context("fetching packages")
+            call.run().context("fetching packages")?;
+            let more = size(batch);
+            progress(done.fetch_add(more, Ordering::Relaxed) + more, all);
+            Ok(())
         })?;
         Ok(())
     }
@@ -405,6 +415,35 @@ mod tests {
         let weak = "'http://mirror.example/a_1_all.deb' a_1_all.deb 1 MD5Sum:ab\n";
         let error = parse_uris(weak).expect_err("MD5 is no hash to trust");
         assert_eq!(error.to_string(), "a_1_all.deb has no SHA-256 in its index");
+    }
+
+    #[test]
+    fn what_is_fetched_is_counted_up_to_all_of_it() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let target = place.path().join("target");
+        fs::create_dir(&target).expect("there is room");
+        fs::write(place.path().join("apt.conf"), "").expect("there is room");
+        let offer = |number: usize| {
+            let file = format!("p{number}_1_all.deb");
+            let content = "x".repeat(number);
+            fs::write(place.path().join(&file), &content).expect("there is room");
+            let uri = format!("copy:{}/{file}", place.path().display());
+            let sha256 = crate::hash::sha256(content.as_bytes());
+            let text = format!("'{uri}' {file} {number} SHA256:{sha256}\n");
+            parse_uris(&text).expect("it is as apt prints it").remove(0)
+        };
+        let offers: Vec<Offer> = (1..=20).map(offer).collect();
+        let told = std::sync::Mutex::new(Vec::new());
+        let apt = Apt { directory: place.path().to_owned() };
+        apt.fetch(&offers, &target, &|done, all| {
+            told.lock().expect("nobody panics with it").push((done, all));
+        })
+        .expect("they are all there");
+        assert_eq!(fs::read_to_string(target.join("p3_1_all.deb")).expect("it is there"), "xxx");
+        let mut told = told.into_inner().expect("nobody panics with it");
+        assert_eq!(told[0], (0, 210));
+        told.sort_unstable();
+        assert_eq!((told.len(), told[3]), (4, (210, 210)));
     }
 
     #[test]

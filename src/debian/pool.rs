@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::apt::{Apt, Offer};
+use super::apt::{Apt, Offer, Progress};
 use super::deb;
 use super::installed::DPKG_DEB;
 use crate::chroot::{BORROWED, Chroot};
@@ -58,8 +58,14 @@ impl Pool {
     ///
     /// # Errors
     /// When one cannot be fetched.
-    pub fn fetch(&self, offers: &[Offer], apt: &Apt, work: &Path) -> Result<()> {
-        apt.fetch(offers, work)?;
+    pub fn fetch(
+        &self,
+        offers: &[Offer],
+        apt: &Apt,
+        work: &Path,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        apt.fetch(offers, work, progress)?;
         for Offer { deb, .. } in offers {
             let (from, to) = (work.join(&deb.file), self.directory.join(&deb.file));
             fs::rename(&from, &to).with_context(|| format!("keeping {}", to.display()))?;

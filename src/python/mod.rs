@@ -308,7 +308,7 @@ impl Installer {
 const POOL: &str = "wheels";
 
 /// Downloads these distributions, by hash, to the directory `wheels` of the host, with the
-/// environment's own pip: [`PIP_PACKAGE`] must be installed.
+/// environment's own pip: [`PIP_PACKAGE`] must be installed. Each line it prints is passed on.
 ///
 /// # Errors
 /// When one cannot be fetched, or has other hashes.
@@ -317,6 +317,7 @@ pub fn download(
     virtualenv: &Path,
     distributions: &[Locked],
     wheels: &Path,
+    show: &dyn Fn(&str),
 ) -> Result<()> {
     let inside = format!("{BORROWED}/kept");
     if !chroot.outside(&inside).exists() {
@@ -327,8 +328,9 @@ pub fn download(
         .context("writing the requirements")?;
     let pip = Installer::Pip(pip_wheel(chroot)?);
     pip.call(chroot, virtualenv, "download")
-        .args(["--quiet", "--no-deps", "--require-hashes", "--dest", &inside, "-r", &file])
-        .run()
+        .args(["--progress-bar", "off", "--no-deps", "--require-hashes"])
+        .args(["--dest", &inside, "-r", &file])
+        .run_lines(show)
 }
 
 /// Names and versions of the distributions of which no locked file is in the directory.

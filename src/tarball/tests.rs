@@ -264,7 +264,9 @@ fn anything_after_the_end_is_refused() {
         fs::write(&path, [&bytes, rest].concat()).expect("a file");
         let refusal = refusal(&path);
         let count = rest.len();
-        assert!(refusal.contains(&format!("{count} bytes follow the end")), "{refusal}");
+        let follow =
+            if count == 1 { "1 byte follows".to_owned() } else { format!("{count} bytes follow") };
+        assert!(refusal.contains(&format!("{follow} the end")), "{refusal}");
     }
 }
 

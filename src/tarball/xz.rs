@@ -362,10 +362,11 @@ pub(super) fn read_layout(file: &File) -> Result<Vec<Block>> {
     }
     let end = at + tail.len() as u64;
     if end != length {
-        return refuse(
-            format!("{} bytes follow the end of the tarball at byte {end}", length - end),
-            COPY_AGAIN,
-        );
+        let more = match length - end {
+            1 => "1 byte follows".to_owned(),
+            more => format!("{more} bytes follow"),
+        };
+        return refuse(format!("{more} the end of the tarball at byte {end}"), COPY_AGAIN);
     }
     Ok(blocks)
 }

@@ -75,7 +75,9 @@ impl<'a> Build<'a> {
             self.follow(lock)?;
         }
         self.ui.step(format!("installing build packages: {}", packages.join(", ")));
-        self.stage.install_build_packages(&packages)?;
+        let spinner = self.ui.spinner("apt-get");
+        self.stage.install_build_packages(&packages, &|line| spinner.show(line))?;
+        drop(spinner);
         self.keep(Step::Packages, None).map(drop)
     }
 
@@ -100,7 +102,10 @@ impl<'a> Build<'a> {
             self.ui.step(format!("fetching what the pool lacks from {}", archive.mirror));
             locked::read_archive(source, &archive, architecture, &[], &[], &work)
         };
-        locked::fill(lock, source, &pool, self.baking.network, &apt, self.transaction)?;
+        let meter = self.ui.meter("fetching");
+        let set = |done, all| meter.set(done, all);
+        locked::fill(lock, source, &pool, self.baking.network, &apt, self.transaction, &set)?;
+        drop(meter);
         let repository = locked::publish(lock, &pool, suite, architecture, &work)?;
         self.stage.follow(&repository, suite)
     }
@@ -208,7 +213,9 @@ impl<'a> Build<'a> {
             self.ui.step("fetching the locked distributions the pool lacks");
             let virtualenv = self.baking.source.profile.virtualenv();
             for all in [distributions, builds].into_iter().filter(|all| !all.is_empty()) {
-                let fetched = python::download(&mut self.stage.chroot, &virtualenv, all, &wheels);
+                let (spinner, chroot) = (self.ui.spinner("pip"), &mut self.stage.chroot);
+                let show = |line: &str| spinner.show(line);
+                let fetched = python::download(chroot, &virtualenv, all, &wheels, &show);
                 python::explain(fetched).context("fetching the locked distributions")?;
             }
         }

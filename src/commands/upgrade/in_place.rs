@@ -34,6 +34,7 @@ use crate::source;
 use crate::stage::{self, Stage};
 use crate::storage::{self, Access, Storage};
 use crate::supervise::Supervise;
+use crate::ui;
 
 /// What is to be installed where.
 pub(super) struct Revision<'a> {
@@ -206,7 +207,8 @@ impl Revision<'_> {
         let packages = stage::build_packages(profile, Some(&choice));
         if !packages.is_empty() {
             ui.step(format!("installing build packages: {}", packages.join(", ")));
-            stage.install_build_packages(&packages)?;
+            let spinner = ui.spinner("apt-get");
+            stage.install_build_packages(&packages, &|line| spinner.show(line))?;
         }
         let installer = stage::prepare_installer(&mut stage, &choice, layout)?;
         ui.step(format!("installing {} with {}", self.wanted.join(", "), installer.name()));
@@ -311,7 +313,8 @@ impl Revision<'_> {
             let interruptible = |_, _| run::check_interrupted();
             let differences = session::compare(layout, session, manifest, &before, &interruptible)?;
             revise::check(&app.name, &differences, &changes)?;
-            ui.step(format!("changing {} paths in session {}", changes.len(), session.name));
+            let paths = ui::count(changes.len(), "path");
+            ui.step(format!("changing {paths} in session {}", session.name));
             transaction.intend(Object::Revision {
                 app: app.name.clone(),
                 to: made.manifest.version.clone(),
