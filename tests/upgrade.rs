@@ -144,6 +144,13 @@ fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
              switch",
             1,
         ),
+        (
+            // It breaks off every page; what stands by answers all of them.
+            Shop { locations: "location = / { return 444; }", ..Shop::new("2.5") },
+            "upgrading shop from 1.0 to 2.5: 1.0 serves again: N of N requests failed since the \
+             switch",
+            0,
+        ),
     ];
     for (shop, error, failures) in cases {
         let file = shop.pack(&farm);
