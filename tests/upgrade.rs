@@ -139,9 +139,10 @@ fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
             0,
         ),
         (
-            Shop { page: 500, ..Shop::new("2.4") },
+            // It answers 500, and prints why.
+            Shop { locations: "location = / { try_files /nothing /; }", ..Shop::new("2.4") },
             "upgrading shop from 1.0 to 2.4: 1.0 serves again: N of N requests failed since the \
-             switch",
+             switch\n  | ",
             1,
         ),
         (
@@ -164,6 +165,8 @@ fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
             .collect();
         let said = said.join(" ");
         assert!(said.starts_with(error), "{said}\nis not\n{error}");
+        let printed = "rewrite or internal redirection cycle";
+        assert_eq!(said.contains(printed), shop.version == "2.4", "{said}");
         assert_eq!(report.bad_answers > 0, failures > 0, "{}: {report:?}", shop.version);
         assert_eq!(report.socket_errors, 0, "{}: {report:?}", shop.version);
         assert_serves("1.0");

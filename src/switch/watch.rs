@@ -84,7 +84,14 @@ impl Watch {
         let Some(traffic) = &mut self.traffic else { return Ok(()) };
         let since = traffic.since()?;
         if is_trouble(since, traffic.before) {
-            bail!("{} of {} requests failed since the switch", since.errors, since.requests);
+            let Counted { requests, errors } = since;
+            let reason = format!("{errors} of {requests} requests failed since the switch");
+            let asked = served.manifest.profile.front_process();
+            let asked = asked.and_then(|it| self.pids.iter().find(|(name, ..)| *name == it.name));
+            return match asked {
+                Some((name, _, position)) => served.failure(name, position, &reason),
+                None => bail!(reason),
+            };
         }
         Ok(())
     }
