@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::unistd::{User, setfsgid, setfsuid};
 
 use crate::error::refuse;
+use crate::profile::Front;
 
 /// Who nginx's workers are on Debian.
 pub const WEB_USER: &str = "www-data";
@@ -44,18 +45,42 @@ impl Answer {
     }
 }
 
-/// Asks for `path` over the socket, with the rights of nginx's workers: a socket they
-/// may not connect to is not ready, whatever root may do.
+/// Asks for `path` over the socket as `visitor`, with the rights of nginx's workers: a socket
+/// they may not connect to is not ready, whatever root may do.
 ///
 /// # Errors
 /// When there is no connection, no answer in time, or none in HTTP.
-pub fn ask(socket: &Path, path: &str, body: Option<&str>) -> Result<Answer> {
+pub fn ask(socket: &Path, visitor: &Visitor, path: &str, body: Option<&str>) -> Result<Answer> {
     let question = Question {
         socket: socket.to_owned(),
+        visitor: visitor.clone(),
         path: path.to_owned(),
         body: body.map(str::to_owned),
     };
     as_web_user(move || question.ask())
+}
+
+/// Whom a server takes farmctl for: what a vhost would tell it of a visitor on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visitor {
+    /// Header fields, each ended by CR LF.
+    fields: String,
+}
+
+impl Visitor {
+    /// One who comes by the front, if there is one: a server may answer to its own names only,
+    /// and send those away who come without TLS.
+    #[must_use]
+    pub fn of(front: Option<&Front>) -> Self {
+        let Some(front) = front else { return Self { fields: "Host: localhost\r\n".to_owned() } };
+        let host = front.host().unwrap_or("localhost");
+        let scheme = if front.tls.is_some() { "https" } else { "http" };
+        let fields = format!(
+            "Host: {host}\r\nX-Real-IP: 127.0.0.1\r\nX-Forwarded-For: 127.0.0.1\r\n\
+             X-Forwarded-Proto: {scheme}\r\nX-Forwarded-Host: {host}\r\n"
+        );
+        Self { fields }
+    }
 }
 
 /// Connects to the socket, with the rights of nginx's workers.
@@ -100,6 +125,7 @@ fn connected(socket: &Path) -> Result<UnixStream> {
 
 struct Question {
     socket: PathBuf,
+    visitor: Visitor,
     path: String,
     body: Option<String>,
 }
@@ -150,9 +176,10 @@ impl Question {
         // nginx asks by 1.1; by 1.0 no server sends chunks, which may part what is looked for.
         let version = if self.body.is_some() { "1.0" } else { "1.1" };
         format!(
-            "GET {path} HTTP/{version}\r\nHost: localhost\r\nUser-Agent: farmctl\r\n\
-             Accept: */*\r\nConnection: close\r\n\r\n",
-            path = self.path
+            "GET {path} HTTP/{version}\r\n{fields}User-Agent: farmctl\r\nAccept: */*\r\n\
+             Connection: close\r\n\r\n",
+            path = self.path,
+            fields = self.visitor.fields
         )
     }
 }
@@ -210,7 +237,13 @@ mod tests {
 
     #[test]
     fn a_text_is_looked_for_in_the_body_until_the_answer_is_over() {
-        let question = |body| Question { socket: "x".into(), path: "/".into(), body };
+        let visitor = Visitor::of(None);
+        let question = |body| Question {
+            socket: "x".into(),
+            visitor: visitor.clone(),
+            path: "/".into(),
+            body,
+        };
         let wants = question(Some("ready".to_owned()));
         let judged =
             |answer: &str, is_over| wants.judge(answer.as_bytes(), is_over).expect("it is HTTP");
@@ -224,6 +257,41 @@ mod tests {
         let answer = Answer { status: 200, has_body: false, took: Duration::ZERO };
         let trouble = answer.trouble("/", Some("ready"));
         assert_eq!(trouble.as_deref(), Some("its answer to / is without \"ready\""));
+    }
+
+    #[test]
+    fn a_server_is_told_what_its_vhost_would_tell_it() {
+        let request = |front: &str| {
+            let profile = crate::profile::parse(&format!(
+                "schema = 1\nname = \"shop\"\nversion = \"1.0\"\n[environment]\nsuite = \"bookworm\"\n\
+                 [[process]]\nname = \"web\"\ncommand = \"gunicorn\"\n{front}"
+            ));
+            let front = profile.expect("the profile is right").front;
+            let visitor = Visitor::of(front.as_ref());
+            Question { socket: "x".into(), visitor, path: "/".into(), body: None }.request()
+        };
+        insta::assert_snapshot!(
+            request(
+                "[front]\nserver-names = [\"*.example\", \"shop.example\"]\n\
+                 [front.tls]\nlisten = [\"443\"]\n"
+            ),
+            @r"
+        GET / HTTP/1.1
+        Host: shop.example
+        X-Real-IP: 127.0.0.1
+        X-Forwarded-For: 127.0.0.1
+        X-Forwarded-Proto: https
+        X-Forwarded-Host: shop.example
+        User-Agent: farmctl
+        Accept: */*
+        Connection: close
+        "
+        );
+        let plain = request("[front]\nlisten = [\"80\"]\n");
+        assert!(plain.contains("\r\nHost: localhost\r\n"), "{plain}");
+        assert!(plain.contains("\r\nX-Forwarded-Proto: http\r\n"), "{plain}");
+        let alone = request("");
+        assert!(alone.contains("\r\nHost: localhost\r\nUser-Agent: "), "{alone}");
     }
 
     fn serve(listener: UnixListener, answer: &'static [u8]) {
@@ -248,13 +316,14 @@ mod tests {
         let listener = UnixListener::bind(&socket).expect("the path is short");
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))
             .expect("it is ours");
-        let error = ask(&socket, "/healthz", None).expect_err("only root may connect");
+        let visitor = Visitor::of(None);
+        let error = ask(&socket, &visitor, "/healthz", None).expect_err("only root may connect");
         connect(&socket).expect_err("neither");
         assert_eq!(error.to_string(), format!("www-data may not connect to {}", socket.display()));
         std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666))
             .expect("it is ours");
         serve(listener, b"HTTP/1.1 204 No Content\r\n\r\n");
-        let answer = ask(&socket, "/healthz", None).expect("it answers");
+        let answer = ask(&socket, &visitor, "/healthz", None).expect("it answers");
         assert_eq!((answer.status, answer.trouble("/healthz", None)), (204, None));
     }
 }

@@ -519,6 +519,15 @@ impl Front {
     pub fn addresses(&self) -> impl Iterator<Item = &String> {
         self.listen.iter().chain(self.tls.iter().flat_map(|tls| &tls.listen))
     }
+
+    /// The first of its names that is one host's: what stands for many, or for all, is not.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        let is_one = |name: &&String| {
+            name.starts_with(|letter: char| letter.is_ascii_alphanumeric()) && !name.contains('*')
+        };
+        self.server_names.iter().find(is_one).map(String::as_str)
+    }
 }
 
 /// `[front.tls]`: HTTPS.

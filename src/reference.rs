@@ -275,7 +275,7 @@ pub const KEYS: &[Key] = &[
     key("process", "ready", Table, Nothing, "What shows that the process serves."),
     key("process", "stop", Table, Value("{ signal = \"TERM\", within = \"30s\" }"), "How the process is stopped."),
 
-    key("process.ready", "http", Text, Nothing, "Path asked for by HTTP, as nginx asks; any status from 200 to 399 is ready."),
+    key("process.ready", "http", Text, Nothing, "Path asked for by HTTP, as nginx asks for the first of the front's `server-names` that is one host's, or `localhost`; any status from 200 to 399 is ready."),
     key("process.ready", "body", Text, Nothing, "Text that the answer to `http` must have in it, in its first 64 KiB."),
     key("process.ready", "command", Text, Nothing, "A command that exits with 0 when the process serves, a line of sh like `command`."),
     key("process.ready", "socket", Switch, Value("false"), "It serves when nginx may connect to `{{ listen.PROCESS }}`."),

@@ -190,9 +190,8 @@ impl Served<'_> {
     /// Looks whether a process serves; none if nothing shows it.
     #[must_use]
     pub fn look(&self, process: &Process) -> Option<Look> {
-        let Self { app, session, node, .. } = *self;
-        let socket = node.layout().socket(&app.name, &session.name, &process.name);
-        ready::look(process, &socket, &session.name)
+        let front = self.manifest.profile.front.as_ref();
+        ready::look(process, &self.socket(process), front, &self.session.name)
     }
 
     /// The error of a process that does not do what it should, with the last lines it has
@@ -233,9 +232,13 @@ impl Served<'_> {
     /// files alone.
     #[must_use]
     pub fn front_socket(&self) -> Option<PathBuf> {
-        let Self { app, session, manifest, node, .. } = *self;
-        let process = manifest.profile.front_process()?;
-        Some(node.layout().socket(&app.name, &session.name, &process.name))
+        self.manifest.profile.front_process().map(|process| self.socket(process))
+    }
+
+    /// Where a process listens.
+    fn socket(&self, process: &Process) -> PathBuf {
+        let Self { app, session, node, .. } = *self;
+        node.layout().socket(&app.name, &session.name, &process.name)
     }
 
     /// What is not as state says it should be.

@@ -22,9 +22,7 @@ pub fn address(front: &Front) -> String {
     let listen = tls.or(front.listen.first()).map_or("80", String::as_str);
     let address = listen.parse::<SocketAddr>().ok().filter(|it| !it.ip().is_unspecified());
     let (host, port) = (address.map(|it| host_of(it.ip())), port_of(listen));
-    // A name with a wildcard is no address.
-    let name = front.server_names.iter().find(|name| !name.contains('*'));
-    let host = name.cloned().or(host).unwrap_or_else(|| "127.0.0.1".to_owned());
+    let host = front.host().map(str::to_owned).or(host).unwrap_or_else(|| "127.0.0.1".to_owned());
     if port == own_port {
         format!("{scheme}://{host}/")
     } else {
