@@ -509,6 +509,9 @@ pub struct Front {
     /// How long the process may be silent before its answer, and in it.
     #[serde(default = "a_minute")]
     pub timeout: Seconds,
+    /// Paths the process must answer before an upgrade leads requests to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warm_up: Vec<String>,
     /// Where nginx speaks TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,

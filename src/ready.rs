@@ -16,6 +16,16 @@ pub struct Look {
     pub trouble: Option<String>,
 }
 
+/// What is wrong with how a process that listens on `socket` answers a visitor of `front` to
+/// `path`, if something is.
+#[must_use]
+pub fn fault(socket: &Path, front: &Front, path: &str) -> Option<String> {
+    match probe::fetch(socket, &Visitor::of(Some(front)), path, front.timeout.duration()) {
+        Ok(answer) => answer.fault(path),
+        Err(error) => Some(format!("it does not answer to {path}: {error:#}")),
+    }
+}
+
 /// Looks at a process that listens on `socket` in a session, as a visitor who comes by `front`
 /// if it is asked by HTTP; none if nothing shows whether it serves.
 #[must_use]

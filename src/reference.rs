@@ -303,6 +303,7 @@ pub const KEYS: &[Key] = &[
     key("front", "static", Tables, Nothing, "See `[[front.static]]`."),
     key("front", "max-body-mib", Number, Value("16"), "Largest request body, in MiB."),
     key("front", "timeout", Duration, Value("\"60s\""), "How long the process may be silent before its answer, and in it."),
+    key("front", "warm-up", Texts, Value("[]"), "Paths that the process is asked for before an upgrade leads requests to it. An answer of 500 or more, or one that is broken off, ends the upgrade; the release before serves on."),
     key("front", "tls", Table, Nothing, "See `[front.tls]`."),
 
     key("front.tls", "listen", Texts, Required, "Where nginx speaks TLS: `\"PORT\"` or `\"ADDRESS:PORT\"`."),
@@ -464,6 +465,7 @@ mod tests {
                 statics: vec![StaticFiles { location: text(), path: "x".into() }],
                 max_body_mib: 1,
                 timeout: Seconds(1),
+                warm_up: texts(),
                 tls: Some(Tls { listen: texts(), redirect: true }),
             }),
         }

@@ -194,6 +194,21 @@ impl Served<'_> {
         ready::look(process, &self.socket(process), front, &self.session.name)
     }
 
+    /// Paths that a process is asked for before an upgrade leads requests to it.
+    #[must_use]
+    pub fn pages(&self, process: &Process) -> &[String] {
+        let profile = &self.manifest.profile;
+        let front = profile.front.as_ref().filter(|_| profile.front_process() == Some(process));
+        front.map_or(&[], |front| &front.warm_up)
+    }
+
+    /// What is wrong with how a process answers to one of its [`Self::pages`], if something is.
+    #[must_use]
+    pub fn fault(&self, process: &Process, page: &str) -> Option<String> {
+        let front = self.manifest.profile.front.as_ref()?;
+        ready::fault(&self.socket(process), front, page)
+    }
+
     /// The error of a process that does not do what it should, with the last lines it has
     /// printed since `before`.
     ///
