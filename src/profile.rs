@@ -509,6 +509,9 @@ pub struct Front {
     /// How long the process may be silent before its answer, and in it.
     #[serde(default = "a_minute")]
     pub timeout: Seconds,
+    /// Paths the process must answer before an upgrade leads requests to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warm_up: Vec<String>,
     /// Where nginx speaks TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
@@ -518,6 +521,15 @@ impl Front {
     /// All addresses nginx listens on.
     pub fn addresses(&self) -> impl Iterator<Item = &String> {
         self.listen.iter().chain(self.tls.iter().flat_map(|tls| &tls.listen))
+    }
+
+    /// The first of its names that is one host's: what stands for many, or for all, is not.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        let is_one = |name: &&String| {
+            name.starts_with(|letter: char| letter.is_ascii_alphanumeric()) && !name.contains('*')
+        };
+        self.server_names.iter().find(is_one).map(String::as_str)
     }
 }
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::layout::START_SCRIPT;
-use crate::probe;
-use crate::profile::{Process, Sign};
+use crate::probe::{self, Visitor};
+use crate::profile::{Front, Process, Sign};
 use crate::schroot;
 
 /// What was seen of a process.
@@ -16,17 +16,32 @@ pub struct Look {
     pub trouble: Option<String>,
 }
 
-/// Looks at a process that listens on `socket` in a session; none if nothing shows whether
-/// it serves.
+/// What is wrong with how a process that listens on `socket` answers a visitor of `front` to
+/// `path`, if something is.
 #[must_use]
-pub fn look(process: &Process, socket: &Path, session: &str) -> Option<Look> {
+pub fn fault(socket: &Path, front: &Front, path: &str) -> Option<String> {
+    match probe::fetch(socket, &Visitor::of(Some(front)), path, front.timeout.duration()) {
+        Ok(answer) => answer.fault(path),
+        Err(error) => Some(format!("it does not answer to {path}: {error:#}")),
+    }
+}
+
+/// Looks at a process that listens on `socket` in a session, as a visitor who comes by `front`
+/// if it is asked by HTTP; none if nothing shows whether it serves.
+#[must_use]
+pub fn look(
+    process: &Process,
+    socket: &Path,
+    front: Option<&Front>,
+    session: &str,
+) -> Option<Look> {
     let ready = process.ready.as_ref()?;
     let unasked = |result: anyhow::Result<()>| Look {
         status: None,
         trouble: result.err().map(|error| format!("{error:#}")),
     };
     Some(match ready.sign() {
-        Sign::Http { path, body } => match probe::ask(socket, path, body) {
+        Sign::Http { path, body } => match probe::ask(socket, &Visitor::of(front), path, body) {
             Ok(answer) => Look { status: Some(answer.status), trouble: answer.trouble(path, body) },
             Err(error) => unasked(Err(error)),
         },

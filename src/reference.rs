@@ -275,7 +275,7 @@ pub const KEYS: &[Key] = &[
     key("process", "ready", Table, Nothing, "What shows that the process serves."),
     key("process", "stop", Table, Value("{ signal = \"TERM\", within = \"30s\" }"), "How the process is stopped."),
 
-    key("process.ready", "http", Text, Nothing, "Path asked for by HTTP, as nginx asks; any status from 200 to 399 is ready."),
+    key("process.ready", "http", Text, Nothing, "Path asked for by HTTP, as nginx asks for the first of the front's `server-names` that is one host's, or `localhost`; any status from 200 to 399 is ready."),
     key("process.ready", "body", Text, Nothing, "Text that the answer to `http` must have in it, in its first 64 KiB."),
     key("process.ready", "command", Text, Nothing, "A command that exits with 0 when the process serves, a line of sh like `command`."),
     key("process.ready", "socket", Switch, Value("false"), "It serves when nginx may connect to `{{ listen.PROCESS }}`."),
@@ -303,6 +303,7 @@ pub const KEYS: &[Key] = &[
     key("front", "static", Tables, Nothing, "See `[[front.static]]`."),
     key("front", "max-body-mib", Number, Value("16"), "Largest request body, in MiB."),
     key("front", "timeout", Duration, Value("\"60s\""), "How long the process may be silent before its answer, and in it."),
+    key("front", "warm-up", Texts, Value("[]"), "Paths that the process is asked for before an upgrade leads requests to it. An answer of 500 or more, or one that is broken off, ends the upgrade; the release before serves on."),
     key("front", "tls", Table, Nothing, "See `[front.tls]`."),
 
     key("front.tls", "listen", Texts, Required, "Where nginx speaks TLS: `\"PORT\"` or `\"ADDRESS:PORT\"`."),
@@ -464,6 +465,7 @@ mod tests {
                 statics: vec![StaticFiles { location: text(), path: "x".into() }],
                 max_body_mib: 1,
                 timeout: Seconds(1),
+                warm_up: texts(),
                 tls: Some(Tls { listen: texts(), redirect: true }),
             }),
         }

@@ -190,9 +190,23 @@ impl Served<'_> {
     /// Looks whether a process serves; none if nothing shows it.
     #[must_use]
     pub fn look(&self, process: &Process) -> Option<Look> {
-        let Self { app, session, node, .. } = *self;
-        let socket = node.layout().socket(&app.name, &session.name, &process.name);
-        ready::look(process, &socket, &session.name)
+        let front = self.manifest.profile.front.as_ref();
+        ready::look(process, &self.socket(process), front, &self.session.name)
+    }
+
+    /// Paths that a process is asked for before an upgrade leads requests to it.
+    #[must_use]
+    pub fn pages(&self, process: &Process) -> &[String] {
+        let profile = &self.manifest.profile;
+        let front = profile.front.as_ref().filter(|_| profile.front_process() == Some(process));
+        front.map_or(&[], |front| &front.warm_up)
+    }
+
+    /// What is wrong with how a process answers to one of its [`Self::pages`], if something is.
+    #[must_use]
+    pub fn fault(&self, process: &Process, page: &str) -> Option<String> {
+        let front = self.manifest.profile.front.as_ref()?;
+        ready::fault(&self.socket(process), front, page)
     }
 
     /// The error of a process that does not do what it should, with the last lines it has
@@ -233,9 +247,13 @@ impl Served<'_> {
     /// files alone.
     #[must_use]
     pub fn front_socket(&self) -> Option<PathBuf> {
-        let Self { app, session, manifest, node, .. } = *self;
-        let process = manifest.profile.front_process()?;
-        Some(node.layout().socket(&app.name, &session.name, &process.name))
+        self.manifest.profile.front_process().map(|process| self.socket(process))
+    }
+
+    /// Where a process listens.
+    fn socket(&self, process: &Process) -> PathBuf {
+        let Self { app, session, node, .. } = *self;
+        node.layout().socket(&app.name, &session.name, &process.name)
     }
 
     /// What is not as state says it should be.

@@ -12,7 +12,7 @@ mod watch;
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use self::watch::{Watch, unwell};
 use crate::error::Mark as _;
@@ -24,7 +24,7 @@ use crate::profile::When;
 use crate::release::{App, Preview, Session};
 use crate::run::{Shield, check_interrupted, poll_until};
 use crate::serve::{self, Served};
-use crate::supervise::Supervise;
+use crate::supervise::{Position, Supervise};
 use crate::undo;
 
 /// Requests a process answers before the switch, for each of its workers: what is imported
@@ -33,18 +33,24 @@ const WARMING: usize = 2;
 /// Most requests to warm one process up.
 const WARMED: usize = 32;
 
+/// How long what a process has printed may take to its log.
+const WRITING: Duration = Duration::from_millis(500);
+
 /// Why a session is ended, unless it has just been replaced.
 const STOOD_BY: &str = ", which stood by";
 
 /// Asks a session's processes as nginx will, so that its first users wait no longer than
-/// later ones.
+/// later ones, and none is led to pages that fail.
 fn warm_up(served: &Served<'_>) -> Result<()> {
     let Served { session, manifest, supervisor, .. } = *served;
     let states = supervisor.states(&session.name)?;
     for process in &manifest.profile.processes {
-        if process.ready.as_ref().is_none_or(|ready| ready.http.is_none()) {
+        let is_asked = process.ready.as_ref().is_some_and(|ready| ready.http.is_some());
+        let pages = served.pages(process);
+        if !is_asked && pages.is_empty() {
             continue;
         }
+        let before = supervisor.position(&session.name, &process.name)?;
         let pid = states.iter().find(|state| state.process == process.name);
         let workers = match pid.and_then(|state| state.pid) {
             Some(pid) => process::children(pid)?.len().max(1),
@@ -52,12 +58,31 @@ fn warm_up(served: &Served<'_>) -> Result<()> {
         };
         for _ in 0..(workers * WARMING).min(WARMED) {
             check_interrupted()?;
-            if let Some(reason) = unwell(&process.name, served)? {
-                bail!("process {}: {reason}", process.name);
+            let unwell = if is_asked { unwell(&process.name, served)? } else { None };
+            let trouble =
+                unwell.or_else(|| pages.iter().find_map(|page| served.fault(process, page)));
+            if let Some(reason) = trouble {
+                check_interrupted()?;
+                return has_failed(served, &process.name, &before, &reason);
             }
         }
     }
     Ok(())
+}
+
+/// The error of a process that has just answered as it should not: the lines it prints of that
+/// may be on their way to its log.
+fn has_failed(served: &Served<'_>, process: &str, before: &Position, reason: &str) -> Result<()> {
+    let Served { app, session, supervisor, .. } = *served;
+    let printed = poll_until(WRITING, || {
+        let lines = supervisor.lines_since(&session.name, process, before)?;
+        Ok((!lines.is_empty()).then_some(()))
+    });
+    printed?;
+    served
+        .failure(process, before, reason)
+        .with_context(|| format!("process {process}"))
+        .hint(format!("farmctl logs {} shows all of its output", app.name))
 }
 
 /// Why an upgrade that had switched is none: part of its error.

@@ -29,7 +29,9 @@ const PORT: u16 = 18_085;
 const SOON: Duration = Duration::from_secs(60);
 
 fn pack(farm: &Farm, version: &str) -> PathBuf {
-    server::pack(farm, version, &format!("[front]\nlisten = [\"127.0.0.1:{PORT}\"]\n"))
+    // What a client has not ended by then is cut.
+    let stop = "stop = { within = \"2s\" }\n";
+    server::pack(farm, version, &format!("{stop}[front]\nlisten = [\"127.0.0.1:{PORT}\"]\n"))
 }
 
 /// A websocket (RFC 6455) that is open.
@@ -135,4 +137,26 @@ fn a_long_answer_and_a_websocket_outlive_three_switches() {
     }
     let report = load.end(Duration::from_secs(1));
     assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
+}
+
+#[test]
+fn when_the_time_to_drain_is_over_the_old_session_ends_whoever_is_there() {
+    let farm = Farm::new();
+    farm.run(&["install", word(&pack(&farm, "1.0"))]).ok();
+    farm.run(&["start", "shop"]).ok();
+    farm.run(&["install", word(&pack(&farm, "1.1"))]).ok();
+    let load = Load::start(&format!("http://127.0.0.1:{PORT}/"));
+    let mut socket = WebSocket::open();
+    assert_eq!(socket.echo("before"), "1.0 before");
+    let begun = Instant::now();
+    farm.run(&["upgrade", "shop", "1.1", "--watch", "1s", "--drain", "1s"]).ok();
+    // It would be waited for a minute.
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    let report = load.end(Duration::from_secs(1));
+    assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
+    assert_eq!(socket.0.read(&mut [0]).expect("nginx closes it"), 0);
+    assert_eq!(get(PORT, "/").body, "1.1");
+    let status = farm.run(&["status", "shop"]).ok().stdout;
+    assert!(!status.contains("standby"), "{status}");
+    farm.assert_clean();
 }

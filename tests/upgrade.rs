@@ -139,10 +139,27 @@ fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
             0,
         ),
         (
-            Shop { page: 500, ..Shop::new("2.4") },
+            // It answers 500, and prints why.
+            Shop { locations: "location = / { try_files /nothing /; }", ..Shop::new("2.4") },
             "upgrading shop from 1.0 to 2.4: 1.0 serves again: N of N requests failed since the \
-             switch",
+             switch\n  | ",
             1,
+        ),
+        (
+            // It breaks off every page; what stands by answers all of them.
+            Shop { locations: "location = / { return 444; }", ..Shop::new("2.5") },
+            "upgrading shop from 1.0 to 2.5: 1.0 serves again: N of N requests failed since the \
+             switch",
+            0,
+        ),
+        (
+            Shop {
+                locations: "location = / { try_files /nothing /; }",
+                front: "warm-up = [\"/\"]",
+                ..Shop::new("2.6")
+            },
+            "upgrading shop from 1.0 to 2.6: process web: it answers N to /\n  | ",
+            0,
         ),
     ];
     for (shop, error, failures) in cases {
@@ -157,6 +174,8 @@ fn whatever_is_wrong_with_a_release_the_one_before_serves_on() {
             .collect();
         let said = said.join(" ");
         assert!(said.starts_with(error), "{said}\nis not\n{error}");
+        let printed = "rewrite or internal redirection cycle";
+        assert_eq!(said.contains(printed), ["2.4", "2.6"].contains(&shop.version), "{said}");
         assert_eq!(report.bad_answers > 0, failures > 0, "{}: {report:?}", shop.version);
         assert_eq!(report.socket_errors, 0, "{}: {report:?}", shop.version);
         assert_serves("1.0");

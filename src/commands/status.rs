@@ -186,7 +186,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             let pid = state.and_then(|state| state.pid);
             let workers = pid.map(process::children).transpose()?.unwrap_or_default();
             let socket = node.layout().socket(&app.name, &session.name, &process.name);
-            let ready = ready::look(process, &socket, &session.name).map(|look| match look {
+            let front = manifest.profile.front.as_ref();
+            let look = ready::look(process, &socket, front, &session.name);
+            let ready = look.map(|look| match look {
                 Look { status: Some(status), .. } => status.to_string(),
                 Look { trouble: None, .. } => "yes".to_owned(),
                 Look { trouble: Some(_), .. } => "no answer".to_owned(),

@@ -22,9 +22,7 @@ pub fn address(front: &Front) -> String {
     let listen = tls.or(front.listen.first()).map_or("80", String::as_str);
     let address = listen.parse::<SocketAddr>().ok().filter(|it| !it.ip().is_unspecified());
     let (host, port) = (address.map(|it| host_of(it.ip())), port_of(listen));
-    // A name with a wildcard is no address.
-    let name = front.server_names.iter().find(|name| !name.contains('*'));
-    let host = name.cloned().or(host).unwrap_or_else(|| "127.0.0.1".to_owned());
+    let host = front.host().map(str::to_owned).or(host).unwrap_or_else(|| "127.0.0.1".to_owned());
     if port == own_port {
         format!("{scheme}://{host}/")
     } else {
@@ -143,6 +141,9 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
         let _ = write!(
             text,
             "map $http_upgrade {variable} {{\n    default close;\n    websocket upgrade;\n}}\n\
+             # nginx's own `combined`, and what each server that was asked has answered.\n\
+             log_format {upstream} '$remote_addr - $remote_user [$time_local] \"$request\" '\n    \
+                 '$status $body_bytes_sent \"$http_referer\" \"$http_user_agent\" $upstream_status';\n\
              upstream {upstream} {{\n    \
                  # Links, followed at every connect(2): no keep-alive. The second is there only\n    \
                  # while a release that has just begun to serve is watched.\n    \
@@ -155,6 +156,7 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
     let names =
         if front.server_names.is_empty() { "_".to_owned() } else { front.server_names.join(" ") };
     let default = if front.server_names.is_empty() { " default_server" } else { "" };
+    let format = if is_proxied { format!(" {upstream}") } else { String::new() };
     let head = |plain: &[String], tls: &[String]| {
         let mut head = "server {\n".to_owned();
         for listen in plain {
@@ -164,7 +166,7 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
             let _ = writeln!(head, "    listen {listen} ssl{default};");
         }
         let _ = writeln!(head, "    server_name {names};");
-        let _ = writeln!(head, "    access_log {NGINX_LOGS}/{};", layout::access_log(name));
+        let _ = writeln!(head, "    access_log {NGINX_LOGS}/{}{format};", layout::access_log(name));
         head
     };
     let mut plain = front.listen.as_slice();
@@ -331,6 +333,9 @@ mod tests {
             default close;
             websocket upgrade;
         }
+        # nginx's own `combined`, and what each server that was asked has answered.
+        log_format farmctl_shop '$remote_addr - $remote_user [$time_local] "$request" '
+            '$status $body_bytes_sent "$http_referer" "$http_user_agent" $upstream_status';
         upstream farmctl_shop {
             # Links, followed at every connect(2): no keep-alive. The second is there only
             # while a release that has just begun to serve is watched.
@@ -340,7 +345,7 @@ mod tests {
         server {
             listen 127.0.0.1:8080 default_server;
             server_name _;
-            access_log /var/log/nginx/farmctl-shop.access.log;
+            access_log /var/log/nginx/farmctl-shop.access.log farmctl_shop;
             client_max_body_size 16m;
             keepalive_requests 1000000;
 
@@ -390,6 +395,9 @@ mod tests {
                 default close;
                 websocket upgrade;
             }
+            # nginx's own `combined`, and what each server that was asked has answered.
+            log_format farmctl_shop '$remote_addr - $remote_user [$time_local] "$request" '
+                '$status $body_bytes_sent "$http_referer" "$http_user_agent" $upstream_status';
             upstream farmctl_shop {
                 # Links, followed at every connect(2): no keep-alive. The second is there only
                 # while a release that has just begun to serve is watched.
@@ -400,7 +408,7 @@ mod tests {
                 listen 80;
                 listen [::]:80;
                 server_name shop.example www.shop.example;
-                access_log /var/log/nginx/farmctl-shop.access.log;
+                access_log /var/log/nginx/farmctl-shop.access.log farmctl_shop;
                 client_max_body_size 64m;
                 keepalive_requests 1000000;
 

@@ -680,4 +680,28 @@ path = "/srv/shop/static"
         hint: it is for sites without processes
         "#);
     }
+
+    #[test]
+    fn pages_to_warm_up_are_paths_of_a_process() {
+        let parse = |process: &str, page: &str| {
+            super::parse(&format!(
+                "schema = 1\nname = \"shop\"\nversion = \"1\"\n[environment]\nsuite = \"trixie\"\n\
+                 {process}[front]\nlisten = [\"80\"]\nwarm-up = [\"/\", \"{page}\"]\n\
+                 [[front.static]]\nlocation = \"/{}\"\npath = \"/srv/shop/files\"\n",
+                if process.is_empty() { "" } else { "static/" }
+            ))
+            .map_err(|error| crate::error::render(&error))
+        };
+        let process = "[[process]]\nname = \"web\"\ncommand = \"server\"\n";
+        let profile = parse(process, "/search?q=a").expect("both are paths");
+        assert_eq!(profile.front.expect("it has one").warm_up, ["/", "/search?q=a"]);
+        insta::assert_snapshot!(parse(process, "search").expect_err("it is no path"), @r#"
+        error: line 11, column 17: "warm-up" in [front]: "search" is not a path of a URL
+        hint: warm-up = ["/"]
+        "#);
+        insta::assert_snapshot!(parse("", "/").expect_err("nobody answers"), @r#"
+        error: line 8, column 12: "warm-up" in [front]: there is no process that could be asked
+        hint: leave it out: files need no warming up
+        "#);
+    }
 }

@@ -322,6 +322,13 @@ fn check_process(place: &Place, process: &Process, profile: &Profile) -> Checked
     }
 }
 
+fn url_path(place: &Place, path: &str, example: &str) -> Checked {
+    if path.starts_with('/') && path.chars().all(|letter| letter.is_ascii_graphic()) {
+        return Ok(());
+    }
+    Err(Problem::at(place.clone(), format!("{path:?} is not a path of a URL")).hint(example))
+}
+
 fn check_ready(place: &Place, ready: &Ready, profile: &Profile) -> Checked {
     let Ready { http, body, command, socket, .. } = ready;
     let signs = [http.is_some(), command.is_some(), *socket];
@@ -339,10 +346,7 @@ fn check_ready(place: &Place, ready: &Ready, profile: &Profile) -> Checked {
         _ => {}
     }
     if let Some(http) = http {
-        if !http.starts_with('/') || !http.chars().all(|letter| letter.is_ascii_graphic()) {
-            let message = format!("{http:?} is not a path of a URL");
-            return Err(Problem::at(place.key("http"), message).hint("ready = { http = \"/\" }"));
-        }
+        url_path(&place.key("http"), http, "ready = { http = \"/\" }")?;
     }
     if let Some(command) = command {
         shell(&place.key("command"), command)?;
@@ -427,6 +431,14 @@ fn check_front(place: &Place, front: &Front, profile: &Profile) -> Checked {
         if name.is_empty() || !name.chars().all(letters) {
             let message = format!("{name:?} is not a host name");
             return Err(Problem::at(place.key("server-names").index(index), message));
+        }
+    }
+    for (index, path) in front.warm_up.iter().enumerate() {
+        let place = place.key("warm-up").index(index);
+        url_path(&place, path, "warm-up = [\"/\"]")?;
+        if profile.processes.is_empty() {
+            return Err(Problem::at(place, "there is no process that could be asked")
+                .hint("leave it out: files need no warming up"));
         }
     }
     let everywhere = front.statics.iter().position(|files| files.location == "/");

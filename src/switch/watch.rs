@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 
 use crate::front::{Counted, Traffic};
+use crate::process;
 use crate::run::{check_interrupted, poll_until};
 use crate::serve::Served;
 use crate::supervise::Position;
@@ -66,7 +67,9 @@ impl Watch {
     fn look(&mut self, served: &Served<'_>) -> Result<()> {
         let states = served.supervisor.states(&served.session.name)?;
         for (name, pid, position) in &self.pids {
-            let same = states.iter().any(|state| state.process == *name && state.pid == Some(*pid));
+            // supervisord may take a second to notice that one has ended.
+            let same = process::is_alive(*pid)
+                && states.iter().any(|state| state.process == *name && state.pid == Some(*pid));
             let reason = if same {
                 unwell(name, served)?
             } else {
@@ -81,7 +84,14 @@ impl Watch {
         let Some(traffic) = &mut self.traffic else { return Ok(()) };
         let since = traffic.since()?;
         if is_trouble(since, traffic.before) {
-            bail!("{} of {} requests failed since the switch", since.errors, since.requests);
+            let Counted { requests, errors } = since;
+            let reason = format!("{errors} of {requests} requests failed since the switch");
+            let asked = served.manifest.profile.front_process();
+            let asked = asked.and_then(|it| self.pids.iter().find(|(name, ..)| *name == it.name));
+            return match asked {
+                Some((name, _, position)) => served.failure(name, position, &reason),
+                None => bail!(reason),
+            };
         }
         Ok(())
     }
