@@ -267,7 +267,7 @@ fn verbs_say_what_is_there(farm: &Farm, tarball: &Path) {
     assert_eq!(shown["manifest"]["name"], GREETER);
     assert_eq!(shown["identity"], found["identity"]);
     let shown = farm.run(&["show", GREETER]).ok().stdout;
-    assert!(shown.contains("\nPython         1 distributions: gunicorn 27.0.1\n"), "{shown}");
+    assert!(shown.contains("\nPython         1 distribution: gunicorn 27.0.1\n"), "{shown}");
     let verified = farm.run(&["verify", GREETER]).ok().stderr;
     assert!(verified.starts_with("✓ greeter 1.0.0 is as installed: "), "{verified}");
     let verified = farm.run(&["verify", text(tarball)]).ok().stderr;
