@@ -204,7 +204,9 @@ fn the_verb_repeated_finishes_what_a_killed_one_began() {
     let rows: Vec<&str> = status.lines().rev().take(2).collect();
     assert!(rows[1].starts_with("last change  upgrade from 1.0 to 1.1 by root, cut"), "{status}");
     assert!(rows[0].starts_with("tended       removed the session fs-shop-"), "{status}");
-    assert!(rows[0].contains(" of the upgrade that was cut short, done "), "{status}");
+    // A file that was being written may have been left as well.
+    assert!(rows[0].contains(" of the upgrade that was cut short"), "{status}");
+    assert!(rows[0].contains(", done "), "{status}");
     kill();
     farm.run(&["stop", "shop"]).ok();
     farm.assert_clean();
