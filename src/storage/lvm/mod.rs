@@ -90,8 +90,13 @@ pub fn changing(tool: &Tool) -> Invocation {
     call(tool).surviving()
 }
 
-fn tag(key: &str, value: &str) -> [String; 2] {
-    ["--addtag".to_owned(), format!("{key}={value}")]
+fn tag(key: &str, value: &str) -> String {
+    format!("{key}={value}")
+}
+
+/// Arguments that tag what is made.
+fn adding(tags: &[String]) -> impl Iterator<Item = &str> {
+    tags.iter().flat_map(|tag| ["--addtag", tag])
 }
 
 impl Lvm {
@@ -175,9 +180,8 @@ impl Lvm {
 
     /// The group new volumes go to.
     fn group(&self) -> Result<Group> {
-        let groups = self.said.groups()?;
         if let Some(name) = &self.group {
-            return match groups.into_iter().find(|group| group.name == *name) {
+            return match self.said.group(name)? {
                 Some(group) => Ok(group),
                 None => refuse(
                     format_args!("there is no volume group {name}"),
@@ -185,7 +189,7 @@ impl Lvm {
                 ),
             };
         }
-        match made_by(self.node.as_deref(), groups).as_slice() {
+        match made_by(self.node.as_deref(), self.said.groups()?).as_slice() {
             [group] => Ok(group.clone()),
             [] => refuse(
                 "no volume group is set",
@@ -232,7 +236,7 @@ impl Lvm {
         let size = size.max(self.file_system.smallest()).whole_mib().argument();
         let create = changing(&LVCREATE)
             .args(["--quiet", "--yes", "--wipesignatures", "y", "--name", name])
-            .args(tags(mark, self.file_system));
+            .args(adding(&tags(mark, self.file_system)));
         let create = match self.kind {
             Kind::Classic => create.args(["--size", &size]).arg(&group.name),
             Kind::Thin => create
@@ -251,7 +255,7 @@ impl Lvm {
         changing(&LVCREATE)
             .args(["--quiet", "--yes", "--snapshot", "--name", to, "--permission", "rw"])
             .args(["--setactivationskip", "n"])
-            .args(tags(mark, self.file_system_of(from)))
+            .args(adding(&tags(mark, self.file_system_of(from))))
             .arg(from.path())
     }
 
@@ -337,12 +341,11 @@ impl Lvm {
 
 /// Tags of a new volume.
 fn tags(mark: &Mark, file_system: FileSystem) -> Vec<String> {
-    [
+    vec![
         tag(NODE_TAG, &mark.node),
         tag(TRANSACTION_TAG, &mark.transaction),
         tag(FILE_SYSTEM_TAG, file_system.name()),
     ]
-    .concat()
 }
 
 /// Refuses a volume that something uses. udev looks into one for a moment when its last
@@ -479,7 +482,18 @@ impl Storage for Lvm {
         let origin = self.require(from)?;
         if self.kind == Kind::Thin {
             self.check_free(to, &origin.group)?;
-            return self.change(&self.forking(&origin, to, mark));
+            let forked = self.forking(&origin, to, mark).run();
+            forked.inspect_err(|_| self.said.forget())?;
+            self.said.has_now(LogicalVolume {
+                name: to.to_owned(),
+                tags: tags(mark, self.file_system_of(&origin)),
+                origin: origin.name.clone(),
+                writeable: true,
+                active: true,
+                open: false,
+                ..origin
+            });
+            return Ok(());
         }
         // Not a snapshot: it would depend on its origin, and each would slow the other.
         self.create(to, Size::of_bytes(origin.size), mark)?;

@@ -12,10 +12,10 @@ use crate::storage::Access;
 pub(super) const LVS: Tool = Tool { name: "lvs", package: "lvm2" };
 const VGS: Tool = Tool { name: "vgs", package: "lvm2" };
 
-/// Fields of [`LogicalVolume`], in LVM's words.
+/// Fields of [`LogicalVolume`], in LVM's words, and those of the [`Group`] it is in.
 const VOLUME_FIELDS: &str = "vg_name,lv_name,lv_tags,lv_size,origin,pool_lv,data_percent,\
                              metadata_percent,lv_permissions,lv_active,lv_device_open,\
-                             lv_snapshot_invalid,segtype";
+                             lv_snapshot_invalid,segtype,vg_size,vg_free,vg_extent_size,vg_tags";
 /// Fields of [`Group`].
 const GROUP_FIELDS: &str = "vg_name,vg_size,vg_free,vg_extent_size,vg_tags";
 
@@ -160,6 +160,19 @@ pub fn parse_lvs(text: &str) -> Result<Vec<LogicalVolume>> {
     Ok(report.report.into_iter().flat_map(|part| part.lv).collect())
 }
 
+/// Groups of an `lvs` report that has their fields, each once: those that have a volume.
+fn parse_groups_of_lvs(text: &str) -> Result<Vec<Group>> {
+    #[derive(Deserialize)]
+    struct Groups {
+        lv: Vec<Group>,
+    }
+    let report: Report<Groups> = serde_json::from_str(text).context("reading what lvs says")?;
+    let mut groups: Vec<Group> = report.report.into_iter().flat_map(|part| part.lv).collect();
+    groups.sort_by(|one, other| one.name.cmp(&other.name));
+    groups.dedup_by(|one, other| one.name == other.name);
+    Ok(groups)
+}
+
 /// Groups of a `vgs` report.
 pub fn parse_vgs(text: &str) -> Result<Vec<Group>> {
     #[derive(Deserialize)]
@@ -179,19 +192,36 @@ fn reporting(tool: &Tool, fields: &str) -> Invocation {
 /// What LVM said, until something is changed.
 #[derive(Debug, Default)]
 pub struct Said {
-    volumes: Mutex<Option<Vec<LogicalVolume>>>,
+    volumes: Mutex<Option<Listing>>,
     groups: Mutex<Option<Vec<Group>>>,
+}
+
+/// What one call of lvs(8) tells.
+#[derive(Clone, Debug)]
+struct Listing {
+    volumes: Vec<LogicalVolume>,
+    /// The groups they are in.
+    groups: Vec<Group>,
 }
 
 impl Said {
     /// [`volumes`], as they were when LVM was asked last.
     pub fn volumes(&self) -> Result<Vec<LogicalVolume>> {
-        remembered(&self.volumes, volumes)
+        remembered(&self.volumes, listing).map(|listing| listing.volumes)
     }
 
     /// [`groups`], as they were when LVM was asked last.
     pub fn groups(&self) -> Result<Vec<Group>> {
         remembered(&self.groups, groups)
+    }
+
+    /// The group of this name. vgs(8) is asked only about one without volumes.
+    pub fn group(&self, name: &str) -> Result<Option<Group>> {
+        let find = |all: Vec<Group>| all.into_iter().find(|group| group.name == name);
+        match find(remembered(&self.volumes, listing)?.groups) {
+            Some(group) => Ok(Some(group)),
+            None => self.groups().map(find),
+        }
     }
 
     /// Has LVM asked anew.
@@ -202,10 +232,17 @@ impl Said {
 
     /// Remembers whether a volume may be written now.
     pub fn is_now(&self, volume: &LogicalVolume, access: Access) {
-        let mut volumes = lock(&self.volumes);
-        let known = volumes.iter_mut().flatten().find(|known| known.path() == volume.path());
-        if let Some(known) = known {
+        let mut listing = lock(&self.volumes);
+        let mut volumes = listing.iter_mut().flat_map(|listing| &mut listing.volumes);
+        if let Some(known) = volumes.find(|known| known.path() == volume.path()) {
             known.writeable = access == Access::ReadWrite;
+        }
+    }
+
+    /// Remembers a volume that was just made, and took nothing of its group.
+    pub fn has_now(&self, volume: LogicalVolume) {
+        if let Some(listing) = &mut *lock(&self.volumes) {
+            listing.volumes.push(volume);
         }
     }
 }
@@ -223,9 +260,14 @@ fn lock<T>(place: &Mutex<T>) -> MutexGuard<'_, T> {
     place.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn listing() -> Result<Listing> {
+    let text = reporting(&LVS, VOLUME_FIELDS).output()?;
+    Ok(Listing { volumes: parse_lvs(&text)?, groups: parse_groups_of_lvs(&text)? })
+}
+
 /// All logical volumes of the machine.
 pub fn volumes() -> Result<Vec<LogicalVolume>> {
-    parse_lvs(&reporting(&LVS, VOLUME_FIELDS).output()?)
+    listing().map(|listing| listing.volumes)
 }
 
 /// All volume groups of the machine.
@@ -294,5 +336,21 @@ mod tests {
         };
         assert_eq!(parse_vgs(text).expect("it is a report"), [group]);
         assert_eq!(parse_vgs(r#"{"report":[{"vg":[]}]}"#).expect("it is a report"), []);
+    }
+
+    /// Captured from LVM 2.03.16, with another pool of the same group.
+    #[test]
+    fn a_group_with_volumes_is_known_from_them() {
+        let text = r#"{"report":[{"lv":[
+            {"vg_name":"vg0","lv_name":"pool0","vg_size":"6438256640","vg_free":"3208642560","vg_extent_size":"4194304","vg_tags":""},
+            {"vg_name":"vg0","lv_name":"pool1","vg_size":"6438256640","vg_free":"3208642560","vg_extent_size":"4194304","vg_tags":""}]}]}"#;
+        let group = Group {
+            name: "vg0".to_owned(),
+            size: 6_438_256_640,
+            free: 3_208_642_560,
+            extent: 4_194_304,
+            tags: Vec::new(),
+        };
+        assert_eq!(parse_groups_of_lvs(text).expect("it is a report"), [group]);
     }
 }

@@ -77,10 +77,7 @@ impl Lvm {
                 all.iter().find(|pool| pool.group == volume.group && pool.name == volume.pool);
             return pool.map_or(Ok(()), check_pool);
         }
-        let groups = self.said.groups()?;
-        let Some(group) = groups.iter().find(|group| group.name == volume.group) else {
-            return Ok(());
-        };
+        let Some(group) = self.said.group(&volume.group)? else { return Ok(()) };
         let most = whole(volume.size, group.extent);
         let wanted = copies.size.map_or(most, |size| size.bytes().min(most));
         if group.free < wanted {
@@ -148,10 +145,9 @@ impl Lvm {
             );
         }
         let all = self.said.volumes()?;
-        let groups = self.said.groups()?;
         let origin =
             all.iter().find(|volume| volume.group == copy.group && volume.name == copy.origin);
-        let group = groups.iter().find(|group| group.name == copy.group);
+        let group = self.said.group(&copy.group)?;
         let (Some(origin), Some(group)) = (origin, group) else { return Ok(None) };
         let most = whole(origin.size, group.extent);
         if copy.data_percent.unwrap_or(0.0) < GROW_AT || copy.size >= most {
