@@ -364,17 +364,20 @@ fn put_up(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<Published
         }
         let before = file::read_if_there(&available(app))?;
         let was_enabled = fs::symlink_metadata(enabled(app)).is_ok();
-        let put = || -> Result<bool> {
+        let mut told = false;
+        let mut put = || -> Result<bool> {
             file::publish(&available(app), text.as_bytes(), 0o644)?;
             file::link(&available(app), &enabled(app))?;
+            told = true;
             let started = nginx::take_up()?;
             listener::wait_for(front)?;
             Ok(started)
         };
-        let started_nginx = put().inspect_err(|_| {
+        let put = put();
+        let started_nginx = put.inspect_err(|_| {
             let _shield = Shield::raise();
             // Why it cannot be published says more than why it cannot be put back.
-            drop(put_back(app, before.as_deref(), was_enabled));
+            drop(put_back(app, before.as_deref(), was_enabled, told));
         })?;
         Ok(Published { changed: true, started_nginx })
     };
@@ -386,7 +389,8 @@ fn lock() -> Result<Flock<fs::File>> {
     place::hold(Path::new(NGINX_ENABLED), LOCKED)
 }
 
-fn put_back(app: &str, before: Option<&str>, was_enabled: bool) -> Result<()> {
+/// nginx is only `told` if it was told of the other one: a reload ends idle connections.
+fn put_back(app: &str, before: Option<&str>, was_enabled: bool, told: bool) -> Result<()> {
     match before {
         Some(text) => file::publish(&available(app), text.as_bytes(), 0o644)?,
         None => file::remove_if_there(&available(app))?,
@@ -394,7 +398,7 @@ fn put_back(app: &str, before: Option<&str>, was_enabled: bool) -> Result<()> {
     if !was_enabled || before.is_none() {
         file::remove_if_there(&enabled(app))?;
     }
-    if nginx::master()?.is_some() && nginx::test()?.success() {
+    if told && nginx::master()?.is_some() && nginx::test()?.success() {
         nginx::reload()?;
     }
     Ok(())

@@ -91,8 +91,8 @@ fn words(all: &[&str]) -> Vec<String> {
     all.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Those that change something and are not here: `init` and `lock` publish one file, as
-/// `key-trust` does; `upgrade NAME FILE` is `install` and then `upgrade`, and what was
+/// Those that change something and are not here: `lock`, `dev` and `upgrade --in-place`, which
+/// nobody has walked yet; `init` publishes one file, as `key-trust` does; `upgrade NAME FILE` is `install` and then `upgrade`, and what was
 /// installed stays when it is killed between them; `upgrade --confirm-within` is `upgrade` and
 /// `confirm`; `doctor --fix` is apt-get(8), `gc`, `tend` and one more file; `stop --preview` is
 /// a part of `stop`, and what `remove` does with one release or an environment a part of what

@@ -10,18 +10,14 @@
 //! until it changes something itself. It lives as long as one operation; what others change
 //! meanwhile LVM itself refuses, and what schroot or udev may have done is asked for anew.
 
+mod claim;
 mod report;
 mod session;
 mod superblock;
 
-use std::fs::File;
-use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use nix::fcntl::OFlag;
 use nix::mount::MsFlags;
 
 use self::report::{Group, LVS, LogicalVolume, Said};
@@ -31,7 +27,7 @@ use super::{Access, Copies, Growth, Mark, SessionCopy, Stanza, Storage, Tree, Us
 use crate::error::refuse;
 use crate::file;
 use crate::mount::{self, Mount};
-use crate::run::{Invocation, Tool, poll_until};
+use crate::run::{Invocation, Tool};
 use crate::settings::{FileSystem, Site};
 use crate::size::Size;
 
@@ -52,9 +48,6 @@ const TRANSACTION_TAG: &str = "farmctl.tx";
 const FILE_SYSTEM_TAG: &str = "farmctl.fs";
 /// Tag of a session's copy.
 const SESSION_TAG: &str = "farmctl.session";
-
-/// How long udev may look into a volume.
-const SETTLING: Duration = Duration::from_secs(3);
 
 /// How snapshots are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,7 +166,7 @@ impl Lvm {
 
     /// Removes a volume nothing uses.
     fn remove_unused(&self, volume: &LogicalVolume) -> Result<()> {
-        require_unused(volume)?;
+        claim::require_unused(volume)?;
         let remove = changing(&LVREMOVE).args(["--quiet", "--yes"]).arg(volume.path());
         self.change(&remove).with_context(|| format!("removing {}", volume.path()))
     }
@@ -348,42 +341,6 @@ fn tags(mark: &Mark, file_system: FileSystem) -> Vec<String> {
     ]
 }
 
-/// Refuses a volume that something uses. udev looks into one for a moment when its last
-/// writer is gone, also when that was killed: this is waited for.
-fn require_unused(volume: &LogicalVolume) -> Result<()> {
-    if !volume.open {
-        return Ok(());
-    }
-    let unused = poll_until(SETTLING, || {
-        let all = report::volumes()?;
-        let open = all.iter().any(|known| known.path() == volume.path() && known.open);
-        Ok((!open).then_some(()))
-    })?;
-    unused.map_or_else(|| refuse_used(volume), Ok)
-}
-
-/// Refuses a volume that is mounted, or part of another device. Who looks into it, as udev
-/// does for a moment, is no obstacle to sealing it.
-fn require_unclaimed(volume: &LogicalVolume) -> Result<()> {
-    // open(2): O_EXCL of a block device fails while somebody has claimed it.
-    let flags = OFlag::O_EXCL.bits();
-    match File::options().read(true).custom_flags(flags).open(volume.device()) {
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => refuse_used(volume),
-        // Without a device it is not claimed.
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("opening {}", volume.device()))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn refuse_used(volume: &LogicalVolume) -> Result<()> {
-    refuse(
-        format_args!("{} is in use", volume.path()),
-        format!("findmnt {} and lsof show by what", volume.device()),
-    )
-}
-
 /// Groups that `farmctl storage init` made on this node.
 fn made_by(node: Option<&str>, groups: Vec<Group>) -> Vec<Group> {
     let Some(node) = node else { return Vec::new() };
@@ -530,7 +487,7 @@ impl Storage for Lvm {
             return Ok(());
         }
         if access == Access::ReadOnly {
-            require_unclaimed(&volume)?;
+            claim::require_unclaimed(&volume)?;
         }
         let permission = if access == Access::ReadWrite { "rw" } else { "r" };
         changing(&LVCHANGE)

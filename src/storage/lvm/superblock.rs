@@ -50,7 +50,6 @@ mod tests {
         ran.unwrap_or_else(|error| panic!("{script}: {error:#}"));
     }
 
-    /// What is written in a mounted image goes past the cache of the image: as it does on xfs.
     fn last(image: &Path) -> String {
         sha256(image).expect("the image is there")
     }
