@@ -57,7 +57,9 @@ fn what_serves_gets_other_code_where_it_runs_and_keeps_it() {
     assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
     assert!(ran.stderr.contains("upgraded revised in place from 1.0 to 1.0.p1"), "{}", ran.stderr);
     assert_says("two");
-    farm.run(&["verify", NAME]).ok();
+    let verified = farm.run(&["verify", NAME]).ok().stderr;
+    let derived = format!("derived from 1.0 by installing {}", word(&two));
+    assert!(verified.contains(&derived), "{verified}");
     farm.run(&["verify", NAME, "--session"]).ok();
     let status = farm.run(&["status", NAME, "--json"]).ok().stdout;
     let status: Value = serde_json::from_str(&status).expect("it is JSON");
@@ -83,6 +85,15 @@ fn what_serves_gets_other_code_where_it_runs_and_keeps_it() {
         assert!(refused.error().contains(error), "{refused:?}");
         assert!(refused.stderr.contains("\nhint: "), "{refused:?}");
     }
+    farm.assert_clean();
+    assert_eq!(farm.volumes(), volumes);
+    // It can be loaded, but does not answer: found after the HUP.
+    let lost = project(&farm, "lost", "lost");
+    let refused = farm.run(&["upgrade", NAME, "--in-place", word(&lost)]).failed(1);
+    assert!(refused.error().contains("process web: it is not ready"), "{refused:?}");
+    assert!(refused.stderr.contains("NameError: name 'lost' is not defined"), "{refused:?}");
+    assert_says("two");
+    farm.run(&["verify", NAME, "--session"]).ok();
     farm.assert_clean();
     assert_eq!(farm.volumes(), volumes);
     // The session is a copy of it.

@@ -102,19 +102,21 @@ fn long() -> JoinHandle<(String, Duration)> {
     })
 }
 
-#[test]
-fn a_long_answer_and_a_websocket_outlive_three_switches() {
-    let farm = Farm::new();
-    farm.run(&["install", word(&pack(&farm, "1.0"))]).ok();
+/// So many switches, with both of them there.
+fn outlive(farm: &Farm, switches: usize) {
+    farm.run(&["install", word(&pack(farm, "1.0"))]).ok();
     farm.run(&["start", "shop"]).ok();
-    let second = pack(&farm, "1.1");
+    let second = pack(farm, "1.1");
     let load = Load::start(&format!("http://127.0.0.1:{PORT}/"));
     let (upgrade, again) = (["upgrade", "shop", word(&second)], ["upgrade", "shop", "1.1"]);
     for (verb, before, after) in [
         (&upgrade[..], "1.0", "1.1"),
         (&["rollback", "shop"], "1.1", "1.0"),
         (&again, "1.0", "1.1"),
-    ] {
+    ]
+    .into_iter()
+    .take(switches)
+    {
         let mut socket = WebSocket::open();
         assert_eq!(socket.echo("before"), format!("{before} before"));
         let answer = long();
@@ -137,6 +139,17 @@ fn a_long_answer_and_a_websocket_outlive_three_switches() {
     }
     let report = load.end(Duration::from_secs(1));
     assert_eq!((report.socket_errors, report.bad_answers), (0, 0), "{report:?}");
+}
+
+#[test]
+fn a_long_answer_and_a_websocket_outlive_three_switches() {
+    outlive(&Farm::new(), 3);
+}
+
+#[test]
+fn a_long_answer_and_a_websocket_outlive_a_switch_on_btrfs() {
+    let asked = std::env::var_os("FARMCTL_TEST_SWITCHES").is_some();
+    outlive(&Farm::on("mkfs.btrfs"), if asked { 3 } else { 1 });
 }
 
 #[test]

@@ -144,7 +144,7 @@ impl Incoming {
         if let Some(earlier) = earlier.transpose()?.flatten() {
             let Release { volume: from, version, .. } = &earlier.release;
             let content = ui::size(manifest.payload.content);
-            if storage.forks_share() {
+            if storage.forks_quickly() {
                 plan.commands(
                     format!("fork volume {from}: {}", storage.name()),
                     storage.describe_fork(from, &volume)?,
@@ -289,7 +289,7 @@ fn earlier(
         let volume = there.iter().find(|volume| volume.name == release.volume);
         // A fork is as large as what it is made from.
         let sizes = size.bytes()..2 * size.bytes();
-        let may = |has: u64| !storage.forks_share() || sizes.contains(&has);
+        let may = |has: u64| !storage.forks_quickly() || sizes.contains(&has);
         release.storage == storage.name()
             && volume.is_some_and(|volume| volume.size.is_none_or(may))
     };
@@ -304,7 +304,7 @@ fn earlier(
         node.index(&app.name, &release.version).ok().flatten(),
     );
     let (Some(manifest), Some(index)) = papers else { return Ok(None) };
-    let lacking = if storage.forks_share() {
+    let lacking = if storage.forks_quickly() {
         archive.patch(&index, &manifest.capabilities).size()
     } else {
         archive.reuse(&index).size()
@@ -337,7 +337,7 @@ impl Earlier {
             ui.step(format!("taking what {version} has, unpacking {lacking} of {content}"));
         };
         let threads = parallel::processors();
-        if !storage.forks_share() {
+        if !storage.forks_quickly() {
             let reuse = archive.reuse(&self.index);
             say(reuse.size());
             let source = storage.open(from, Access::ReadOnly)?;

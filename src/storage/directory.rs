@@ -101,7 +101,7 @@ impl Directory {
 
 /// The call that copies a tree. `cp -a` keeps hard links, owners, times and capabilities,
 /// and shares extents where the file system can, if it is not out of a layer.
-pub fn copying(from: &Path, to: &Path) -> Invocation {
+fn copying(from: &Path, to: &Path) -> Invocation {
     Invocation::of(&CP).args(["-a", "--reflink=auto", "--one-file-system"]).args([from, to])
 }
 

@@ -201,8 +201,9 @@ pub trait Storage: std::fmt::Debug + Sync {
     /// # Errors
     /// As [`Storage::create`].
     fn fork(&self, from: &str, to: &str, mark: &Mark) -> Result<()>;
-    /// Whether a fork shares with its origin what both have, and so is made in no time.
-    fn forks_share(&self) -> bool {
+    /// Whether a fork is less work than writing its files: it shares with its origin what both
+    /// have, or is copied block by block.
+    fn forks_quickly(&self) -> bool {
         false
     }
     /// Makes a volume with the contents of another that stays as it is meanwhile, for a build

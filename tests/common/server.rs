@@ -10,7 +10,7 @@ use crate::tiny::{self, Tiny};
 /// Packs release `version` of the application `shop`, whose process `web` it is; `rest` is
 /// the rest of the profile.
 pub fn pack(farm: &Farm, version: &str, rest: &str) -> PathBuf {
-    let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/long_server.py");
+    let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("vm/guest/long/long_server.py");
     let process = format!(
         "[[process]]\nname = \"web\"\nready = {{ http = \"/ready\" }}\n\
          command = \"python3 -ISB /srv/server.py {{{{ listen.web }}}} {version}\"\n\n"

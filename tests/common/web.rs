@@ -68,8 +68,10 @@ pub struct Report {
     pub socket_errors: u64,
     /// Answers other than 2xx and 3xx.
     pub bad_answers: u64,
-    /// Time within which 99 of 100 requests were answered, as wrk prints it.
-    pub p99: String,
+    /// Time within which half of the requests were answered.
+    pub p50: Duration,
+    /// And 99 of 100.
+    pub p99: Duration,
 }
 
 impl Load {
@@ -141,8 +143,23 @@ fn parse(text: &str) -> Option<Report> {
         within: rest.split(',').next()?.to_owned(),
         socket_errors,
         bad_answers,
-        p99: after("99%")?.to_owned(),
+        p50: time(after("50%")?)?,
+        p99: time(after("99%")?)?,
     })
+}
+
+/// A time as wrk prints it: `1.05ms`.
+fn time(text: &str) -> Option<Duration> {
+    let at = text.find(|char: char| char.is_alphabetic())?;
+    let (number, unit) = text.split_at(at);
+    let unit = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        _ => return None,
+    };
+    Some(Duration::from_secs_f64(number.parse::<f64>().ok()? * unit))
 }
 
 #[test]
@@ -158,7 +175,10 @@ fn failures_that_wrk_reports_are_counted() {
         within: "2.01s".to_owned(),
         socket_errors: 35,
         bad_answers: 7,
-        p99: "2.31ms".to_owned(),
+        p50: Duration::from_micros(1050),
+        p99: Duration::from_micros(2310),
     };
     assert_eq!(parse(text), Some(report));
+    assert_eq!(time("1.20s"), Some(Duration::from_millis(1200)));
+    assert_eq!(time("970.00us"), Some(Duration::from_micros(970)));
 }

@@ -10,13 +10,21 @@ from . import cache, host
 
 LABEL = "vm-share"
 PROFILE = host.ROOT / "profiles/hello"
+PROJECTS = {
+    "hello": (PROFILE, "app/hello.py"),
+    "long": (host.ROOT / "vm/guest/long", "long_server.py"),
+    "mezzanine": (host.ROOT / "profiles/mezzanine", "site/website/urls.py"),
+}
+"""What guests are given tarballs of: the profile, and the file that has a line more in the
+release after it."""
 REQUIREMENTS = host.ROOT / "vm/guest/requirements.txt"
 PIP = pathlib.Path("/usr/share/python-wheels")
 """Where Debian's python3-pip-whl keeps pip as a wheel, which runs as it is."""
 
 
-def share(farmctl, to):
-    """Writes the share to the file `to`, a read-only file system for the guests of a run."""
+def share(farmctl, projects, to):
+    """Writes the share to the file `to`, a read-only file system for the guests of a run, with
+    the tarballs of these projects."""
     host.install_packages("e2fsprogs", "busybox-static")
     with tempfile.TemporaryDirectory(prefix=".share.", dir=to.parent) as tree:
         tree = pathlib.Path(tree)
@@ -28,7 +36,8 @@ def share(farmctl, to):
         shutil.copy("/bin/busybox", tree / "bin/busybox")
         for name in ("profiles", "vm/guest", "vm/tests"):
             shutil.copytree(host.ROOT / name, tree / pathlib.Path(name).name)
-        shutil.copytree(tarballs(farmctl), tree / "tarballs")
+        for project in projects:
+            shutil.copytree(tarballs(farmctl, project), tree / "tarballs", dirs_exist_ok=True)
         shutil.copytree(wheels(), tree, dirs_exist_ok=True)
         host.run(["mkfs.ext4", "-q", "-L", LABEL, "-m", "0", "-d", tree, to, "512M"], within=120)
 
@@ -39,12 +48,13 @@ def package():
     return host.ROOT / said.splitlines()[-1]
 
 
-def tarballs(farmctl):
-    """The directory of the node tarball of profiles/hello, baked by this farmctl; in `next`
-    that of the release after it, a line of code further."""
-    key = cache.digest(farmctl, PROFILE, pathlib.Path(__file__))
-    made = cache.entry("tarballs", key, "hello's tarballs, with farmctl on this host",
-                       lambda to: _bake(farmctl, to))
+def tarballs(farmctl, project):
+    """The directory of the node tarball of a profile, baked by this farmctl; in `next` that of
+    the release after it, a line of code further."""
+    profile, changed = PROJECTS[project]
+    key = cache.digest(farmctl, profile, pathlib.Path(__file__))
+    made = cache.entry("tarballs", key, f"{project}'s tarballs, with farmctl on this host",
+                       lambda to: _bake(farmctl, profile, changed, to))
     return made / "tarballs"
 
 
@@ -52,7 +62,7 @@ def tarballs(farmctl):
 # of host.contained() that is a copy, so that environments of this host are neither seen nor
 # touched.
 BAKE = """
-farmctl=$1 root=$2 profile=$3 out=$4
+farmctl=$1 root=$2 profile=$3 changed=$4 out=$5
 cp -a /etc/schroot "$root/schroot"
 rm -f "$root"/schroot/chroot.d/farmctl-*
 mount --bind "$root/schroot" /etc/schroot
@@ -61,18 +71,18 @@ mkdir /var/lib/schroot/session
 "$farmctl" --root "$root" bootstrap "$profile"
 "$farmctl" --root "$root" bake "$profile" --output "$out"
 cp -r "$profile" "$root/next"
-echo "# One line more." >>"$root/next/app/hello.py"
+echo "# One line more." >>"$root/next/$changed"
 "$farmctl" --root "$root" bake "$root/next" --set-version 1.0.1 --output "$out/next"
 """
 
 
-def _bake(farmctl, to):
+def _bake(farmctl, profile, changed, to):
     host.install_packages("debootstrap", "schroot", "python3", "gpgv", "debian-archive-keyring")
     root, out = to / "root", to / "tarballs"
     root.mkdir()
     (out / "next").mkdir(parents=True)
     environment = {**os.environ, "FARMCTL_CACHE": str(host.CACHE.parent)}
-    command = ["sh", "-euc", BAKE, "sh", farmctl, root, PROFILE, out]
+    command = ["sh", "-euc", BAKE, "sh", farmctl, root, profile, changed, out]
     host.run(host.contained(command), within=900, env=environment)
     shutil.rmtree(root)
 

@@ -23,7 +23,7 @@ def run(tests, wanted):
     for test in tests:
         if test not in runnable:
             host.say(f"skip {test.name}: not on {chosen.name}")
-    with _shared("run") as share_image:
+    with _shared("run", ["hello", "long"]) as share_image:
         results = _run_all([_guest(test, chosen, share_image) for test in runnable], chosen)
     failed = [name for name, verdict in results.items() if not verdict.passed]
     host.say(f"{len(results) - len(failed)} passed, {len(failed)} failed, "
@@ -31,18 +31,19 @@ def run(tests, wanted):
     return 1 if failed else 0
 
 
-def bench(wanted, runs):
+def bench(wanted, runs, installs):
     """Runs vm/guest/bench and prints its table; answers the exit status."""
     chosen = engine.choose(wanted, kernel.kernels())
     test = index.Test("bench", node="ready", storage="all kinds", limit=1200 + 600 * runs,
                       disks=(6144, 3072), directory="guest")
-    with _shared("bench") as share_image:
+    with _shared("bench", ["hello", "mezzanine"] if installs else ["hello"]) as share_image:
         it = _guest(test, chosen, share_image)
         _settle(_places(chosen)[0])
-        verdict = it.run(argument=str(runs))
+        verdict = it.run(argument=f"{runs},installs" if installs else str(runs))
     _tell(it, verdict)
     if verdict.passed:
-        print("\n".join(table.render(verdict.log)))
+        render = table.render_installs if installs else table.render
+        print("\n".join(render(verdict.log)))
     return 0 if verdict.passed else 1
 
 
@@ -50,7 +51,7 @@ def shell(wanted, node, suite, disks):
     """Boots a guest with a shell on this terminal; answers the exit status."""
     chosen = engine.choose(wanted, kernel.kernels())
     test = index.Test("shell", node=node, storage="", limit=0, suite=suite, disks=tuple(disks))
-    with _shared("shell") as share_image:
+    with _shared("shell", ["hello"]) as share_image:
         it = _guest(test, chosen, share_image)
         _settle(_places(chosen)[0])
         it.interact()
@@ -58,14 +59,15 @@ def shell(wanted, node, suite, disks):
 
 
 @contextlib.contextmanager
-def _shared(what):
-    """The share image of a `run` or a `shell`, of which a tree has one at a time."""
+def _shared(what, projects):
+    """The share image of a `run` or a `shell`, of which a tree has one at a time, with the
+    tarballs of these projects."""
     farmctl = host.build_farmctl()
     WORK.mkdir(parents=True, exist_ok=True)
     with (cache.turn(WORK, what, f"another {what} in this tree"),
           tempfile.TemporaryDirectory(prefix=f".{what}.", dir=WORK) as place):
         share_image = pathlib.Path(place) / "share.img"
-        share.share(farmctl, share_image)
+        share.share(farmctl, projects, share_image)
         yield share_image
 
 

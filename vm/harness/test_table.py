@@ -15,6 +15,11 @@ class Table(unittest.TestCase):
         self.assertEqual(lines[2], "| lvm |" + " 1.25 |" * len(table.COLUMNS))
         self.assertEqual(lines[-1], "The bootstrap that filled the cache: 90.2 s.")
 
+    def test_installs_have_a_ratio(self):
+        log = "".join(f"figure|lvm, hello|{what}|{it}\n"
+                      for what, it in (("install", 8_000_000), ("install over", 2_000_000)))
+        self.assertEqual(list(table.render_installs(log))[2], "| lvm | hello | 8.00 | 2.00 | 0.25 |")
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -153,7 +153,7 @@ impl Storage for Btrfs {
         self.forking(from, to).run()
     }
 
-    fn forks_share(&self) -> bool {
+    fn forks_quickly(&self) -> bool {
         true
     }
 

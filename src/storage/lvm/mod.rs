@@ -22,7 +22,6 @@ use nix::mount::MsFlags;
 
 use self::report::{Group, LVS, LogicalVolume, Said};
 pub use self::report::{groups, volumes};
-use super::directory::copying;
 use super::{Access, Copies, Growth, Mark, SessionCopy, Stanza, Storage, Tree, Usage, Volume};
 use crate::error::refuse;
 use crate::file;
@@ -37,6 +36,8 @@ const LVRENAME: Tool = Tool { name: "lvrename", package: "lvm2" };
 const LVCHANGE: Tool = Tool { name: "lvchange", package: "lvm2" };
 const MKFS_XFS: Tool = Tool { name: "mkfs.xfs", package: "xfsprogs" };
 const MKFS_EXT4: Tool = Tool { name: "mkfs.ext4", package: "e2fsprogs" };
+const XFS_COPY: Tool = Tool { name: "xfs_copy", package: "xfsprogs" };
+const E2IMAGE: Tool = Tool { name: "e2image", package: "e2fsprogs" };
 /// LVM runs it whenever it activates a thin pool.
 const THIN_CHECK: Tool = Tool { name: "thin_check", package: "thin-provisioning-tools" };
 
@@ -244,12 +245,33 @@ impl Lvm {
         Ok([create, make])
     }
 
-    fn forking(&self, from: &LogicalVolume, to: &str, mark: &Mark) -> Invocation {
-        changing(&LVCREATE)
-            .args(["--quiet", "--yes", "--snapshot", "--name", to, "--permission", "rw"])
-            .args(["--setactivationskip", "n"])
-            .args(adding(&tags(mark, self.file_system_of(from))))
-            .arg(from.path())
+    /// The calls that make a volume with the contents of another one.
+    fn forking(&self, from: &LogicalVolume, to: &str, mark: &Mark) -> Vec<Invocation> {
+        let system = self.file_system_of(from);
+        let create = changing(&LVCREATE)
+            .args(["--quiet", "--yes", "--name", to])
+            .args(adding(&tags(mark, system)));
+        match self.kind {
+            Kind::Thin => vec![
+                create
+                    .args(["--snapshot", "--permission", "rw", "--setactivationskip", "n"])
+                    .arg(from.path()),
+            ],
+            // Not a snapshot: it would depend on its origin, and each would slow the other.
+            Kind::Classic => {
+                let (size, source) = (format!("{}b", from.size), from.device());
+                let target = format!("/dev/{}/{to}", from.group);
+                let create = create.args(["--wipesignatures", "y", "--size", &size]);
+                let copy = match system {
+                    // It wants to make a file for its log, and leaves that behind.
+                    FileSystem::Xfs => {
+                        Invocation::of(&XFS_COPY).args(["-d", "-L"]).arg(self.mount_point(to))
+                    }
+                    FileSystem::Ext4 => Invocation::of(&E2IMAGE).args(["-r", "-a"]),
+                };
+                vec![create.arg(&from.group), copy.args([source, target])]
+            }
+        }
     }
 
     fn file_system_of(&self, volume: &LogicalVolume) -> FileSystem {
@@ -316,7 +338,8 @@ impl Lvm {
         Ok(Tree::mounted(target, mount))
     }
 
-    /// Removes mount points, and mounts, that a farmctl left which was killed.
+    /// Removes mount points, mounts, and logs in their place, that a farmctl left which was
+    /// killed.
     fn clear_mount_points(&self, name: &str) -> Result<()> {
         for entry in file::names_in(&self.trees)? {
             let Some(pid) = entry.strip_prefix(name).and_then(|rest| rest.strip_prefix('.')) else {
@@ -325,7 +348,7 @@ impl Lvm {
             if pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists() {
                 let target = self.trees.join(&entry);
                 mount::unmount(&target)?;
-                drop(std::fs::remove_dir(&target));
+                drop(std::fs::remove_dir(&target).or_else(|_| std::fs::remove_file(&target)));
             }
         }
         Ok(())
@@ -437,34 +460,33 @@ impl Storage for Lvm {
 
     fn fork(&self, from: &str, to: &str, mark: &Mark) -> Result<()> {
         let origin = self.require(from)?;
-        if self.kind == Kind::Thin {
-            self.check_free(to, &origin.group)?;
-            let forked = self.forking(&origin, to, mark).run();
-            forked.inspect_err(|_| self.said.forget())?;
-            self.said.has_now(LogicalVolume {
-                name: to.to_owned(),
-                tags: tags(mark, self.file_system_of(&origin)),
-                origin: origin.name.clone(),
-                writeable: true,
-                active: true,
-                open: false,
-                ..origin
-            });
-            return Ok(());
+        self.check_free(to, &origin.group)?;
+        if self.kind == Kind::Classic {
+            let group = self.said.group(&origin.group)?;
+            let group = group.with_context(|| format!("no volume group {}", origin.group))?;
+            self.check_room(Size::of_bytes(origin.size), &group)?;
+            self.activate(&origin)?;
+            file::make_directory(&self.trees, 0o700)?;
+            self.clear_mount_points(to)?;
         }
-        // Not a snapshot: it would depend on its origin, and each would slow the other.
-        self.create(to, Size::of_bytes(origin.size), mark)?;
-        let source = self.open(from, Access::ReadOnly)?;
-        let target = self.open(to, Access::ReadWrite)?;
-        copying(&source.path().join("."), target.path())
-            .named(format!("copying volume {from}"))
-            .run()?;
-        target.close()?;
-        source.close()
+        for call in self.forking(&origin, to, mark) {
+            call.run().inspect_err(|_| self.said.forget())?;
+        }
+        file::remove_if_there(&self.mount_point(to))?;
+        self.said.has_now(LogicalVolume {
+            name: to.to_owned(),
+            tags: tags(mark, self.file_system_of(&origin)),
+            origin: if self.kind == Kind::Thin { origin.name.clone() } else { String::new() },
+            writeable: true,
+            active: true,
+            open: false,
+            ..origin
+        });
+        Ok(())
     }
 
-    fn forks_share(&self) -> bool {
-        self.kind == Kind::Thin
+    fn forks_quickly(&self) -> bool {
+        true
     }
 
     fn fork_takes(&self, name: &str) -> Result<u64> {
@@ -563,12 +585,7 @@ impl Storage for Lvm {
         let origin = self.require(from)?;
         let node = self.node.clone().unwrap_or_default();
         let mark = Mark { node, transaction: "…".to_owned() };
-        if self.kind == Kind::Thin {
-            return Ok(vec![self.forking(&origin, to, &mark).display()]);
-        }
-        let mut commands = self.describe_create(to, Size::of_bytes(origin.size))?;
-        commands.push(copying(&self.mount_point(from).join("."), &self.mount_point(to)).display());
-        Ok(commands)
+        Ok(self.forking(&origin, to, &mark).iter().map(Invocation::display).collect())
     }
 
     fn stanza(&self, name: &str, copies: Copies) -> Result<Stanza> {

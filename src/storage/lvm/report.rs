@@ -239,11 +239,17 @@ impl Said {
         }
     }
 
-    /// Remembers a volume that was just made, and took nothing of its group.
+    /// Remembers a volume that was just made.
     pub fn has_now(&self, volume: LogicalVolume) {
         if let Some(listing) = &mut *lock(&self.volumes) {
+            let takes = if volume.pool.is_empty() { volume.size } else { 0 };
+            let mut groups = listing.groups.iter_mut();
+            if let Some(group) = groups.find(|group| group.name == volume.group) {
+                group.free = group.free.saturating_sub(takes);
+            }
             listing.volumes.push(volume);
         }
+        lock(&self.groups).take();
     }
 }
 

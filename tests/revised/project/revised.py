@@ -1,8 +1,7 @@
 """Says which code it is."""
 
-TEXT = b"one"
-
 
 def application(environ, start_response):
+    text = b"one"
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [TEXT]
+    return [text]
