@@ -162,9 +162,12 @@ impl Stage {
             return Ok(());
         }
         let names: Vec<&str> = packages.iter().map(String::as_str).collect();
-        debian::apt_get(&self.chroot, self.origin, &["update"])
+        // Else apt-get(8) succeeds without what it could not fetch.
+        let strictly = "--option=APT::Update::Error-Mode=any";
+        debian::apt_get(&self.chroot, self.origin, &["update", strictly])
             .run_lines(show)
-            .context("reading the archive's indexes")?;
+            .context("reading the archive's indexes")
+            .hint("is the mirror in the environment's /etc/apt reachable from here?")?;
         let call = debian::apt_get(&self.chroot, self.origin, &["install"]).args(names);
         debian::install(&call, "build.packages", show).context("installing the build packages")
     }
