@@ -15,6 +15,9 @@ use super::parts;
 use crate::run::{Invocation, Tool, check_interrupted};
 
 pub(super) const JOURNALCTL: Tool = Tool { name: "journalctl", package: "systemd" };
+const TIMEOUT: Tool = Tool { name: "timeout", package: "coreutils" };
+/// How long journald may take to read what has been printed, in seconds.
+const SETTLING: &str = "5";
 
 /// An entry as `journalctl --output=json` prints it (systemd.journal-fields(7)).
 #[derive(Debug, Deserialize)]
@@ -107,10 +110,11 @@ fn lines(entries: &[Entry]) -> Vec<String> {
     entries.iter().filter_map(|entry| joiner.join(entry)).collect()
 }
 
-/// Waits until what has been printed by now is in the journal.
+/// Waits until what has been printed by now is in the journal, if that is soon.
 fn settle() -> Result<()> {
-    // Without it the newest lines may be missing; that is no reason to show none.
-    Invocation::of(&JOURNALCTL).arg("--sync").outcome()?;
+    // Without it the newest lines may be missing; that is no reason to show none. While
+    // something prints faster than journald reads, it would not end.
+    Invocation::of(&TIMEOUT).args([SETTLING, JOURNALCTL.name, "--sync"]).outcome()?;
     Ok(())
 }
 
