@@ -73,11 +73,12 @@ load_begin() {
 }
 
 # load_end: waits for the end of the load, of which no request may have failed. How many there
-# were is in $requests, how long most took at most, in microseconds, in $most.
+# were is in $requests; how long half of them took at most, in microseconds, in $half, and 99 of
+# 100 in $most.
 # shellcheck disable=SC2034 # for the test
 load_end() {
     wait "$load" || fail "wrk: $(cat /run/vm/load)"
-    local errors half
+    local errors
     read -r requests errors half most \
         < <(sed -n 's/^requests \(.*\) errors \(.*\) half \(.*\) most \(.*\)/\1 \2 \3 \4/p' /run/vm/load)
     step "load: $requests requests, $errors errors; p50 $half µs, p99 $most µs"
