@@ -512,6 +512,9 @@ pub struct Front {
     /// Paths the process must answer before an upgrade leads requests to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warm_up: Vec<String>,
+    /// A page of the release that nginx shows while nobody answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_page: Option<PathBuf>,
     /// Where nginx speaks TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,

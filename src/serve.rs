@@ -230,7 +230,10 @@ impl Served<'_> {
         let Self { app, session, manifest, node, .. } = *self;
         self.make_way()?;
         front::switch(node.layout(), &app.name, &session.name)?;
-        front::publish(node.layout(), manifest)
+        let is_stopped =
+            |other: &str| Ok(node.app(other)?.is_some_and(|app| app.sessions().next().is_none()));
+        let displaced = front::make_room(node.layout(), manifest, &is_stopped)?;
+        Ok(Published { displaced, ..front::publish(node.layout(), manifest)? })
     }
 
     /// Makes the way from nginx to the session. Nothing is led there yet.

@@ -197,7 +197,7 @@ static VERBS: [Verb; 23] = [
         name: "start",
         before: |field| field.ok(&["install", word(&field.first)]),
         words: |_| words(&["start", "shop"]),
-        back: |field| field.ok(&["stop", "shop"]),
+        back: |field| field.ok(&["stop", "shop", "--withdraw"]),
         serves: true,
         once: false,
     },

@@ -66,7 +66,11 @@ fn source(layout: &Layout, manifest: &Manifest, files: &StaticFiles) -> Source {
 const UNAVAILABLE: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
     <meta name=\"viewport\" content=\"width=device-width\"><title>Not available</title>\
     <body style=\"font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em\">\
-    <h1>Not available at the moment</h1><p>Please try again in a few seconds.</p>";
+    <h1>Not available at the moment</h1><p>Please try again later.</p>";
+
+/// Where nginx finds the application's own page for that: no URL of an application's, who
+/// asks for it is answered 404.
+const PAGE: &str = "/+unavailable";
 
 /// A path as a word of nginx's configuration.
 fn word(path: &Path) -> Result<String> {
@@ -192,10 +196,15 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
     // races with the client's next request: `wrk -c32` counts some 4 read errors in
     // 40,000 requests, without any reload, and none with this.
     let _ = writeln!(text, "    keepalive_requests 1000000;");
+    // An administrator's nginx.conf may have one.
+    let _ = writeln!(text, "    # What is found through links is looked for anew each time.");
+    let _ = writeln!(text, "    open_file_cache off;");
+    let closed = format!("if (!-e {}) {{ return 502; }}", word(way)?);
     if is_proxied {
         let _ = write!(
             text,
             "\n    location / {{\n        \
+                 {closed}\n        \
                  proxy_pass http://{upstream};\n        \
                  # Not after a time-out: what is slow would be done twice.\n        \
                  proxy_next_upstream error;\n        \
@@ -209,16 +218,30 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
                  proxy_set_header X-Real-IP $remote_addr;\n        \
                  proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n        \
                  proxy_set_header X-Forwarded-Proto $scheme;\n        \
-                 proxy_set_header X-Forwarded-Host $http_host;\n    }}\n\n    \
-                 # Nobody answers. What the application itself answers goes out as it is.\n    \
-                 error_page 502 = @unavailable;\n    \
-                 location @unavailable {{\n        \
-                     default_type text/html;\n        \
-                     add_header Retry-After 10 always;\n        \
-                     return 503 '{UNAVAILABLE}';\n    }}\n",
+                 proxy_set_header X-Forwarded-Host $http_host;\n    }}\n",
             timeout = front.timeout.0,
         );
     }
+    let _ = write!(
+        text,
+        "\n    # Nobody answers. What the application itself answers goes out as it is.\n    \
+             error_page 502 =503 {PAGE};\n    \
+             error_page 504 {PAGE};\n    \
+             # Not a named location: to that a POST would be one still.\n    \
+             location = {PAGE} {{\n        \
+                 internal;\n        \
+                 root {pages};\n        \
+                 types {{}}\n        \
+                 default_type text/html;\n        \
+                 etag off;\n        \
+                 add_header Retry-After 10 always;\n        \
+                 try_files /{app} @unavailable;\n    }}\n    \
+             location @unavailable {{\n        \
+                 default_type text/html;\n        \
+                 add_header Retry-After 10 always;\n        \
+                 return 503 '{UNAVAILABLE}';\n    }}\n",
+        pages = word(&layout.pages())?,
+    );
     for files in &front.statics {
         // With a slash at the end of both, or `/static-old` would lead out of the directory.
         let location = format!("{}/", files.location.trim_end_matches('/'));
@@ -229,7 +252,8 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
                 let path = way.join(WAY_FILES).join(key);
                 let _ = write!(
                     text,
-                    "        alias {}/;\n        \
+                    "        {closed}\n        \
+                         alias {}/;\n        \
                          # Another release's file may have the same time and size.\n        \
                          etag off;\n        \
                          if_modified_since off;\n",
@@ -239,7 +263,8 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
             Source::Data { path, top } => {
                 let _ = write!(
                     text,
-                    "        alias {}/;\n        \
+                    "        {closed}\n        \
+                         alias {}/;\n        \
                          # The application makes what is here, links included.\n        \
                          disable_symlinks on from={}/;\n",
                     word(&path)?,
@@ -348,8 +373,11 @@ mod tests {
             access_log /var/log/nginx/farmctl-shop.access.log farmctl_shop;
             client_max_body_size 16m;
             keepalive_requests 1000000;
+            # What is found through links is looked for anew each time.
+            open_file_cache off;
 
             location / {
+                if (!-e /run/farmctl/front/shop) { return 502; }
                 proxy_pass http://farmctl_shop;
                 # Not after a time-out: what is slow would be done twice.
                 proxy_next_upstream error;
@@ -367,11 +395,22 @@ mod tests {
             }
 
             # Nobody answers. What the application itself answers goes out as it is.
-            error_page 502 = @unavailable;
+            error_page 502 =503 /+unavailable;
+            error_page 504 /+unavailable;
+            # Not a named location: to that a POST would be one still.
+            location = /+unavailable {
+                internal;
+                root /var/lib/farmctl/pages;
+                types {}
+                default_type text/html;
+                etag off;
+                add_header Retry-After 10 always;
+                try_files /shop @unavailable;
+            }
             location @unavailable {
                 default_type text/html;
                 add_header Retry-After 10 always;
-                return 503 '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not available</title><body style="font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em"><h1>Not available at the moment</h1><p>Please try again in a few seconds.</p>';
+                return 503 '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not available</title><body style="font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em"><h1>Not available at the moment</h1><p>Please try again later.</p>';
             }
 
             include /etc/farmctl/nginx/shop/*.conf;
@@ -411,8 +450,11 @@ mod tests {
                 access_log /var/log/nginx/farmctl-shop.access.log farmctl_shop;
                 client_max_body_size 64m;
                 keepalive_requests 1000000;
+                # What is found through links is looked for anew each time.
+                open_file_cache off;
 
                 location / {
+                    if (!-e /run/farmctl/front/shop) { return 502; }
                     proxy_pass http://farmctl_shop;
                     # Not after a time-out: what is slow would be done twice.
                     proxy_next_upstream error;
@@ -430,14 +472,26 @@ mod tests {
                 }
 
                 # Nobody answers. What the application itself answers goes out as it is.
-                error_page 502 = @unavailable;
+                error_page 502 =503 /+unavailable;
+                error_page 504 /+unavailable;
+                # Not a named location: to that a POST would be one still.
+                location = /+unavailable {
+                    internal;
+                    root /var/lib/farmctl/pages;
+                    types {}
+                    default_type text/html;
+                    etag off;
+                    add_header Retry-After 10 always;
+                    try_files /shop @unavailable;
+                }
                 location @unavailable {
                     default_type text/html;
                     add_header Retry-After 10 always;
-                    return 503 '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not available</title><body style="font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em"><h1>Not available at the moment</h1><p>Please try again in a few seconds.</p>';
+                    return 503 '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not available</title><body style="font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em"><h1>Not available at the moment</h1><p>Please try again later.</p>';
                 }
 
                 location ^~ /static/ {
+                    if (!-e /run/farmctl/front/shop) { return 502; }
                     alias /run/farmctl/front/shop/files/+static/;
                     # Another release's file may have the same time and size.
                     etag off;
@@ -445,6 +499,7 @@ mod tests {
                 }
 
                 location ^~ /media/ {
+                    if (!-e /run/farmctl/front/shop) { return 502; }
                     alias /var/lib/farmctl/data/shop/uploads/public/;
                     # The application makes what is here, links included.
                     disable_symlinks on from=/var/lib/farmctl/data/shop/uploads/;
@@ -470,8 +525,8 @@ mod tests {
         let site = Site::of(&layout, &manifest.name, &front);
         let text = render(&layout, &manifest, &site).expect("the paths are plain");
         let (_, locations) = text.split_once("keepalive_requests").expect("it is there");
-        assert_eq!(locations.matches("location").count(), 1, "{text}");
-        assert!(text.contains("location ^~ / {\n        alias /run/farmctl/front/shop/"), "{text}");
+        assert_eq!(locations.matches("location ^~").count(), 1, "{text}");
+        assert!(text.contains("\n        alias /run/farmctl/front/shop/"), "{text}");
         assert!(!text.contains("upstream") && !text.contains("proxy"), "{text}");
     }
 

@@ -41,6 +41,7 @@ pub(super) fn normalise(profile: &mut Profile) {
     profile.data.iter_mut().for_each(|data| rewrite(&mut data.path));
     if let Some(front) = &mut profile.front {
         front.statics.iter_mut().for_each(|files| rewrite(&mut files.path));
+        front.error_page.iter_mut().for_each(rewrite);
     }
 }
 
@@ -482,6 +483,14 @@ fn check_front(place: &Place, front: &Front, profile: &Profile) -> Checked {
             ));
         }
         inside(&place.key("path"), &files.path)?;
+    }
+    if let Some(page) = &front.error_page {
+        let place = place.key("error-page");
+        inside(&place, page)?;
+        if profile.data.iter().any(|data| page.starts_with(&data.path)) {
+            return Err(Problem::at(place, "lies in one of the [[data]] directories")
+                .hint("the release has it: put it there with [[copy]] or [[file]]"));
+        }
     }
     if front.max_body_mib == 0 {
         return Err(Problem::at(place.key("max-body-mib"), "must be 1 or more"));
