@@ -183,6 +183,11 @@ fn who_asks_too_much_or_too_long_or_when_nobody_answers_is_told() {
     assert!(answer.body.contains("<h1>Not available at the moment</h1>"), "{}", answer.body);
     farm.run(&["tend"]).ok();
     assert_eq!(get(PORT, "/").body, "1.0");
+    // A reload that is a restart, where requests go to, says what that costs.
+    let plan = farm.run(&["reload", "shop", "--dry-run"]).ok().stdout;
+    assert!(plan.contains("restart the process web: meanwhile nobody answers"), "{plan}");
+    let reloaded = farm.run(&["reload", "shop"]).ok().stderr;
+    assert!(reloaded.contains("until web was back nobody answered: farmctl upgrade"), "{reloaded}");
     farm.assert_clean();
 }
 
