@@ -66,7 +66,7 @@ fn every_server_is_reloaded_under_load_in_its_own_way_without_a_failure() {
             match by {
                 // The workers that wait for their last requests are there with the new ones.
                 "command" if process == "pages" => {
-                    assert!(!before.is_empty() && !after.is_empty(), "{one}")
+                    assert!(!before.is_empty() && !after.is_empty(), "{one}");
                 }
                 "rolling" => assert!(restarted.insert(one["pid"].as_u64()), "{one}"),
                 _ => {
