@@ -790,10 +790,11 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
     ");
     insta::assert_snapshot!(plan(&["remove", GREETER, "--release", "1.0.0"]), @r"
     would remove greeter 1.0.0:
-      1. remove the chroot farmctl-greeter-1.0.0
-      2. remove ROOT/var/lib/farmctl/static/greeter/1.0.0
-      3. remove ROOT/var/lib/farmctl/releases/greeter/1.0.0
-      4. remove the volume fv-greeter-1.0.0
+      1. remove the vhost of greeter
+      2. remove the chroot farmctl-greeter-1.0.0
+      3. remove ROOT/var/lib/farmctl/static/greeter/1.0.0
+      4. remove ROOT/var/lib/farmctl/releases/greeter/1.0.0
+      5. remove the volume fv-greeter-1.0.0
     ");
     // Whichever test baked it first has kept something for the next bake.
     farm.run(&["gc", "--stages"]).ok();
