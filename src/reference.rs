@@ -299,6 +299,7 @@ pub const KEYS: &[Key] = &[
 
     key("front", "listen", Texts, Words("none, with `[front.tls]`"), "Where nginx listens: `\"PORT\"` or `\"ADDRESS:PORT\"`."),
     key("front", "server-names", Texts, Words("any"), "Host names."),
+    key("front", "redirect-from", Texts, Value("[]"), "Other host names: who asks by one is sent to the same path at the first of `server-names` that is one host's, by HTTPS if there is `[front.tls]`."),
     key("front", "process", Text, Words("the first process"), "The process requests go to."),
     key("front", "static", Tables, Nothing, "See `[[front.static]]`."),
     key("front", "max-body-mib", Number, Value("16"), "Largest request body, in MiB."),
@@ -462,6 +463,7 @@ mod tests {
             front: Some(Front {
                 listen: texts(),
                 server_names: texts(),
+                redirect_from: texts(),
                 process: Some(text()),
                 statics: vec![StaticFiles { location: text(), path: "x".into() }],
                 max_body_mib: 1,

@@ -48,7 +48,7 @@ fn tls_begins_with_a_certificate_of_the_nodes_own_and_takes_the_administrators()
     let farm = Farm::new();
     let rest = format!(
         "[front]\nlisten = [\"127.0.0.1:{PLAIN}\"]\nserver-names = [\"shop.example\"]\n\
-         [front.tls]\nlisten = [\"127.0.0.1:{PORT}\"]\n"
+         redirect-from = [\"www.shop.example\"]\n[front.tls]\nlisten = [\"127.0.0.1:{PORT}\"]\n"
     );
     farm.run(&["install", word(&server::pack(&farm, "1.0", &rest))]).ok();
     let started = farm.run(&["start", "shop"]).ok();
@@ -60,6 +60,11 @@ fn tls_begins_with_a_certificate_of_the_nodes_own_and_takes_the_administrators()
     assert!(answer.contains("\r\nX-Forwarded-Proto: https\r\n"), "{answer}");
     let key = fs::metadata(farm.state("tls/shop.key")).expect("it has one");
     assert_eq!(key.mode() & 0o7777, 0o600);
+    // Another name, which its certificate has as well.
+    let sent = get_by_tls(&own, "www.shop.example", PORT, "/a?b=c");
+    assert!(sent.starts_with("HTTP/1.1 308 "), "{sent}");
+    let location = format!("\r\nLocation: https://shop.example:{PORT}/a?b=c\r\n");
+    assert!(sent.contains(&location), "{sent}");
     // Who comes without TLS is sent there, and posts there what he posts.
     let sent = ask("POST", PLAIN, "/a?b=c", "Content-Length: 0\r\n");
     assert_eq!(sent.status, 308);

@@ -128,7 +128,7 @@ pub(super) fn rivals(app: &str, front: &Front) -> Result<Vec<Rival>> {
         let wanted: BTreeSet<&str> = if front.server_names.is_empty() {
             ["_"].into()
         } else {
-            front.server_names.iter().map(String::as_str).collect()
+            front.names().map(String::as_str).collect()
         };
         let listen = front.addresses().find(|listen| listens.contains(listen.as_str()));
         if let (Some(listen), Some(shared)) = (listen, names.intersection(&wanted).next()) {

@@ -14,6 +14,38 @@ use crate::inside::Inside;
 use crate::layout::{Layout, WAY_PAGE};
 use crate::manifest::Manifest;
 
+/// What nginx answers while nobody does: nothing in it may need another request.
+const UNAVAILABLE: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
+    <meta name=\"viewport\" content=\"width=device-width\"><title>Not available</title>\
+    <body style=\"font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em\">\
+    <h1>Not available at the moment</h1><p>Please try again later.</p>";
+
+/// Where nginx finds the application's own page for that: no URL of an application's, who
+/// asks for it is answered 404.
+const PAGE: &str = "/+unavailable";
+
+/// What has nginx show it: part of a `server`.
+pub(super) fn render(app: &str, pages: &str) -> String {
+    format!(
+        "\n    # Nobody answers. What the application itself answers goes out as it is.\n    \
+             error_page 502 =503 {PAGE};\n    \
+             error_page 504 {PAGE};\n    \
+             # Not a named location: to that a POST would be one still.\n    \
+             location = {PAGE} {{\n        \
+                 internal;\n        \
+                 root {pages};\n        \
+                 types {{}}\n        \
+                 default_type text/html;\n        \
+                 etag off;\n        \
+                 add_header Retry-After 10 always;\n        \
+                 try_files /{app} @unavailable;\n    }}\n    \
+             location @unavailable {{\n        \
+                 default_type text/html;\n        \
+                 add_header Retry-After 10 always;\n        \
+                 return 503 '{UNAVAILABLE}';\n    }}\n",
+    )
+}
+
 /// Where a release has its own, if it has one.
 pub(super) fn of(manifest: &Manifest) -> Option<&Path> {
     manifest.profile.front.as_ref()?.error_page.as_deref()

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::certificate::Certificate;
+use super::page;
 use crate::error::refuse;
 use crate::layout::{self, Layout, NGINX_LOGS, WAY_BACKUP, WAY_FILES, WAY_SOCKET};
 use crate::manifest::Manifest;
@@ -62,16 +63,6 @@ fn source(layout: &Layout, manifest: &Manifest, files: &StaticFiles) -> Source {
     Source::Export
 }
 
-/// What nginx answers while nobody does: nothing in it may need another request.
-const UNAVAILABLE: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
-    <meta name=\"viewport\" content=\"width=device-width\"><title>Not available</title>\
-    <body style=\"font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em\">\
-    <h1>Not available at the moment</h1><p>Please try again later.</p>";
-
-/// Where nginx finds the application's own page for that: no URL of an application's, who
-/// asks for it is answered 404.
-const PAGE: &str = "/+unavailable";
-
 /// A path as a word of nginx's configuration.
 fn word(path: &Path) -> Result<String> {
     let text = path.to_string_lossy();
@@ -119,7 +110,13 @@ impl Site {
         port: u16,
     ) -> Self {
         let listen = vec![format!("127.0.0.1:{port}")];
-        let front = Front { listen, server_names: Vec::new(), tls: None, ..front.clone() };
+        let front = Front {
+            listen,
+            server_names: Vec::new(),
+            redirect_from: Vec::new(),
+            tls: None,
+            ..front.clone()
+        };
         // No application has a dot in its name.
         let name = format!("{app}.preview");
         let (prefix, way, snippets) = ("farmctlpreview", layout.way(session), layout.snippets(app));
@@ -156,12 +153,13 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
              }}\n"
         );
     }
+    let ssl = site.certificate.as_ref().map(ssl_lines).transpose()?;
     // Without names it is for every name: also for those no other vhost has.
     let names =
         if front.server_names.is_empty() { "_".to_owned() } else { front.server_names.join(" ") };
     let default = if front.server_names.is_empty() { " default_server" } else { "" };
     let format = if is_proxied { format!(" {upstream}") } else { String::new() };
-    let head = |plain: &[String], tls: &[String]| {
+    let head = |names: &str, plain: &[String], tls: &[String]| {
         let mut head = "server {\n".to_owned();
         for listen in plain {
             let _ = writeln!(head, "    listen {listen}{default};");
@@ -171,11 +169,15 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
         }
         let _ = writeln!(head, "    server_name {names};");
         let _ = writeln!(head, "    access_log {NGINX_LOGS}/{}{format};", layout::access_log(name));
+        if let Some(lines) = ssl.as_ref().filter(|_| !tls.is_empty()) {
+            head.push_str(lines);
+        }
         head
     };
     let mut plain = front.listen.as_slice();
+    let tls = front.tls.as_ref().map_or(&[][..], |tls| &tls.listen);
     if let Some(tls) = front.tls.as_ref().filter(|tls| tls.redirect && !plain.is_empty()) {
-        text.push_str(&head(plain, &[]));
+        text.push_str(&head(&names, plain, &[]));
         let port = match port_of(tls.listen.first().map_or("443", String::as_str)) {
             443 => String::new(),
             port => format!(":{port}"),
@@ -184,13 +186,7 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
         let _ = writeln!(text, "    return 308 https://$host{port}$request_uri;\n}}");
         plain = &[];
     }
-    text.push_str(&head(plain, front.tls.as_ref().map_or(&[], |tls| &tls.listen)));
-    if let Some(Certificate { chain, key, .. }) = &site.certificate {
-        let _ = writeln!(text, "    ssl_certificate {};", word(chain)?);
-        let _ = writeln!(text, "    ssl_certificate_key {};", word(key)?);
-        // Debian's nginx.conf allows those of RFC 8996, too.
-        let _ = writeln!(text, "    ssl_protocols TLSv1.2 TLSv1.3;");
-    }
+    text.push_str(&head(&names, plain, tls));
     let _ = writeln!(text, "    client_max_body_size {}m;", front.max_body_mib);
     // nginx ends a client's connection after 1000 requests by default. Under load that
     // races with the client's next request: `wrk -c32` counts some 4 read errors in
@@ -222,26 +218,7 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
             timeout = front.timeout.0,
         );
     }
-    let _ = write!(
-        text,
-        "\n    # Nobody answers. What the application itself answers goes out as it is.\n    \
-             error_page 502 =503 {PAGE};\n    \
-             error_page 504 {PAGE};\n    \
-             # Not a named location: to that a POST would be one still.\n    \
-             location = {PAGE} {{\n        \
-                 internal;\n        \
-                 root {pages};\n        \
-                 types {{}}\n        \
-                 default_type text/html;\n        \
-                 etag off;\n        \
-                 add_header Retry-After 10 always;\n        \
-                 try_files /{app} @unavailable;\n    }}\n    \
-             location @unavailable {{\n        \
-                 default_type text/html;\n        \
-                 add_header Retry-After 10 always;\n        \
-                 return 503 '{UNAVAILABLE}';\n    }}\n",
-        pages = word(&layout.pages())?,
-    );
+    text.push_str(&page::render(app, &word(&layout.pages())?));
     for files in &front.statics {
         // With a slash at the end of both, or `/static-old` would lead out of the directory.
         let location = format!("{}/", files.location.trim_end_matches('/'));
@@ -275,7 +252,23 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
         text.push_str("    }\n");
     }
     let _ = writeln!(text, "\n    include {}/*.conf;\n}}", word(&site.snippets)?);
+    // Last: of an address nobody has all names of, the first server is the one for others.
+    if !front.redirect_from.is_empty() {
+        text.push_str(&head(&front.redirect_from.join(" "), &front.listen, tls));
+        let to = address(front);
+        let _ = writeln!(text, "    return 308 {}$request_uri;\n}}", to.trim_end_matches('/'));
+    }
     Ok(text)
+}
+
+/// How a server of TLS shows itself.
+fn ssl_lines(Certificate { chain, key, .. }: &Certificate) -> Result<String> {
+    // Debian's nginx.conf allows those of RFC 8996, too.
+    Ok(format!(
+        "    ssl_certificate {};\n    ssl_certificate_key {};\n    ssl_protocols TLSv1.2 TLSv1.3;\n",
+        word(chain)?,
+        word(key)?
+    ))
 }
 
 /// Locations served out of the release, with their numbers.
@@ -555,6 +548,26 @@ mod tests {
         assert!(
             both.contains("    listen 80 default_server;\n    listen 443 ssl default_server;\n")
         );
+    }
+
+    #[test]
+    fn who_asks_by_another_name_is_sent_to_the_first() {
+        let text = rendered(
+            "[front]\nlisten = [\"80\"]\nserver-names = [\"shop.example\"]\n\
+             redirect-from = [\"www.shop.example\", \"*.shop.test\"]\n\
+             [front.tls]\nlisten = [\"8443\"]\n",
+        );
+        let (_, sending) = text.rsplit_once("\nserver {\n").expect("there are three");
+        for line in [
+            "listen 80;",
+            "listen 8443 ssl;",
+            "server_name www.shop.example *.shop.test;",
+            "ssl_certificate /var/lib/farmctl/tls/shop.crt;",
+            "return 308 https://shop.example:8443$request_uri;",
+        ] {
+            assert!(sending.lines().any(|one| one.trim() == line), "{line} in {sending}");
+        }
+        assert!(parse(&text).1.contains("www.shop.example"));
     }
 
     #[test]
