@@ -8,6 +8,7 @@ mod access;
 mod certificate;
 mod listener;
 mod nginx;
+mod page;
 mod vhost;
 
 use std::fs;
@@ -34,7 +35,6 @@ use crate::layout::{
 use crate::manifest::Manifest;
 use crate::node::{Object, Transaction};
 use crate::place;
-use crate::profile::StaticFiles;
 use crate::run::{Shield, Tool};
 
 /// Programs this module needs on the host.
@@ -48,12 +48,14 @@ const LOCKED: Duration = Duration::from_secs(60);
 const PREVIEWS: RangeInclusive<u16> = 8900..=8999;
 
 /// What publishing a vhost took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     /// The vhost was not there, or another one.
     pub changed: bool,
     /// nginx was not running and has been started.
     pub started_nginx: bool,
+    /// Stopped applications whose vhost had an address of it.
+    pub displaced: Vec<String>,
 }
 
 fn available(app: &str) -> PathBuf {
@@ -75,8 +77,7 @@ pub fn export_static(
     layout: &Layout,
     transaction: &mut Transaction,
 ) -> Result<()> {
-    let exported = vhost::exported(layout, manifest);
-    if exported.is_empty() {
+    if !is_exported(layout, manifest) {
         return Ok(());
     }
     let target = layout.static_export(&manifest.name, &manifest.version);
@@ -85,7 +86,12 @@ pub fn export_static(
     if target.exists() {
         fs::remove_dir_all(&target).with_context(|| format!("removing {}", target.display()))?;
     }
-    export(&exported, tree, &target)
+    export(layout, manifest, tree, &target)
+}
+
+/// Whether nginx serves anything out of a release.
+fn is_exported(layout: &Layout, manifest: &Manifest) -> bool {
+    !vhost::exported(layout, manifest).is_empty() || page::of(manifest).is_some()
 }
 
 /// The same of a session whose files were changed since it began; nginx finds the new ones
@@ -99,8 +105,7 @@ pub fn export_session(
     tree: &Path,
     layout: &Layout,
 ) -> Result<()> {
-    let exported = vhost::exported(layout, manifest);
-    if exported.is_empty() {
+    if !is_exported(layout, manifest) {
         return Ok(());
     }
     let all = layout.static_export(&manifest.name, session);
@@ -109,10 +114,13 @@ pub fn export_session(
     // Not a number before it is whole.
     let part = all.join(".part");
     crate::storage::remove_tree(&part)?;
-    export(&exported, tree, &part)?;
+    export(layout, manifest, tree, &part)?;
     let target = all.join(next.to_string());
     fs::rename(&part, &target).with_context(|| format!("publishing {}", target.display()))?;
     make_way(layout, manifest, session, None)?;
+    if is_led_to(layout, &manifest.name, session) {
+        page::show(layout, &manifest.name, session)?;
+    }
     match before {
         Some(number) => crate::storage::remove_tree(&all.join(number.to_string())),
         None => Ok(()),
@@ -140,16 +148,18 @@ fn generation(all: &Path) -> Result<Option<u64>> {
     Ok(file::names_in(all)?.iter().filter_map(|name| name.parse().ok()).max())
 }
 
-/// Whether a path of a release is in one of the directories nginx serves out of it.
+/// Whether a path of a release is among what nginx serves out of it.
 #[must_use]
 pub fn serves(layout: &Layout, manifest: &Manifest, path: &Path) -> bool {
-    vhost::exported(layout, manifest).iter().any(|(_, files)| path.starts_with(&files.path))
+    page::of(manifest) == Some(path)
+        || vhost::exported(layout, manifest).iter().any(|(_, files)| path.starts_with(&files.path))
 }
 
-fn export(exported: &[(usize, &StaticFiles)], tree: &Path, target: &Path) -> Result<()> {
+fn export(layout: &Layout, manifest: &Manifest, tree: &Path, target: &Path) -> Result<()> {
     file::make_directory(target, 0o755)?;
     let inside = Inside::open(tree)?;
-    for (index, files) in exported {
+    page::export(manifest, &inside, target)?;
+    for (index, files) in vhost::exported(layout, manifest) {
         let copy = target.join(index.to_string());
         let Some(directory) = inside.directory(&files.path)? else {
             return refuse(
@@ -211,6 +221,9 @@ pub fn make_way(
         let link = files.join(layout::location_key(&location.location));
         file::link(&export.join(index.to_string()), &link)?;
     }
+    if page::of(manifest).is_some() {
+        page::make_way(&export, &way)?;
+    }
     match socket {
         Some(socket) => file::link(socket, &way.join(WAY_SOCKET)),
         None => Ok(()),
@@ -232,12 +245,21 @@ pub fn set_backup(layout: &Layout, session: &str, socket: Option<&Path>) -> Resu
 }
 
 /// Leads requests to a session whose way is made: one rename(2), in force for the next
-/// request.
+/// request. Whom it does not answer sees its release's page.
 ///
 /// # Errors
-/// When the link cannot be made.
+/// When the page or the link cannot be made.
 pub fn switch(layout: &Layout, app: &str, session: &str) -> Result<()> {
+    page::show(layout, app, session)?;
     file::link(&layout.way(session), &layout.front_link(app))
+}
+
+/// Leads requests to no session: the vhost answers that nobody is there. Nothing there is fine.
+///
+/// # Errors
+/// When the link cannot be removed.
+pub fn close(layout: &Layout, app: &str) -> Result<()> {
+    file::remove_if_there(&layout.front_link(app))
 }
 
 /// Removes the way to a session, and what was exported of it. Nothing there is fine.
@@ -252,15 +274,18 @@ pub fn remove_way(layout: &Layout, session: &str) -> Result<()> {
     }
 }
 
-/// Whether requests are led to the session.
+fn is_led_to(layout: &Layout, app: &str, session: &str) -> bool {
+    fs::read_link(layout.front_link(app)).is_ok_and(|led| led == layout.way(session))
+}
+
+/// Whether requests are led to the session, and it can be reached.
 fn leads_to(layout: &Layout, manifest: &Manifest, session: &str) -> bool {
     let way = layout.way(session);
     let end = match manifest.profile.front_process() {
         Some(_) => way.join(WAY_SOCKET),
         None => way.join(WAY_FILES),
     };
-    fs::read_link(layout.front_link(&manifest.name)).is_ok_and(|led| led == way)
-        && fs::symlink_metadata(end).is_ok()
+    is_led_to(layout, &manifest.name, session) && fs::symlink_metadata(end).is_ok()
 }
 
 /// Whether nginx runs with the application's vhost, answers on its addresses, and leads
@@ -293,7 +318,7 @@ fn is_enabled(app: &str, text: &str) -> Result<bool> {
 pub fn publish(layout: &Layout, manifest: &Manifest) -> Result<Published> {
     match &manifest.profile.front {
         Some(front) => put_up(layout, manifest, &Site::of(layout, &manifest.name, front)),
-        None => Ok(Published { changed: false, started_nginx: false }),
+        None => Ok(Published { changed: false, started_nginx: false, displaced: Vec::new() }),
     }
 }
 
@@ -355,7 +380,7 @@ fn put_up(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<Published
                 nginx::take_up()?;
             }
             listener::wait_for(front)?;
-            return Ok(Published { changed: false, started_nginx });
+            return Ok(Published { changed: false, started_nginx, displaced: Vec::new() });
         }
         if let Err(error) = nginx::check_ours(site, &text) {
             // What is wrong without ours is not ours.
@@ -379,7 +404,7 @@ fn put_up(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<Published
             // Why it cannot be published says more than why it cannot be put back.
             drop(put_back(app, before.as_deref(), was_enabled, told));
         })?;
-        Ok(Published { changed: true, started_nginx })
+        Ok(Published { changed: true, started_nginx, displaced: Vec::new() })
     };
     publish().with_context(|| format!("publishing the vhost {}", layout::vhost(app)))
 }
@@ -404,13 +429,43 @@ fn put_back(app: &str, before: Option<&str>, was_enabled: bool, told: bool) -> R
     Ok(())
 }
 
-/// Takes the application's vhost and links away. Nothing there is fine.
+/// Whether nginx has a vhost of the application, which may be stopped.
+#[must_use]
+pub fn has_vhost(app: &str) -> bool {
+    fs::symlink_metadata(enabled(app)).is_ok()
+}
+
+/// Takes the vhosts of stopped applications away that have what this one's wants to have.
+/// Answers whose they were.
+///
+/// # Errors
+/// As [`withdraw`].
+pub fn make_room(
+    layout: &Layout,
+    manifest: &Manifest,
+    is_stopped: &dyn Fn(&str) -> Result<bool>,
+) -> Result<Vec<String>> {
+    let Some(front) = &manifest.profile.front else { return Ok(Vec::new()) };
+    let mut gone = Vec::new();
+    for rival in listener::rivals(&manifest.name, front)? {
+        // One that is being started is led to before its vhost is published.
+        let is_led = fs::symlink_metadata(layout.front_link(&rival.app)).is_ok();
+        if !is_led && is_stopped(&rival.app)? {
+            withdraw(layout, &rival.app)?;
+            gone.push(rival.app);
+        }
+    }
+    Ok(gone)
+}
+
+/// Takes the application's vhost, links and page away. Nothing there is fine.
 ///
 /// # Errors
 /// When nginx cannot be reloaded: because of a file that is not ours.
 pub fn withdraw(layout: &Layout, app: &str) -> Result<()> {
     take_down(app)?;
-    file::remove_if_there(&layout.front_link(app))
+    close(layout, app)?;
+    file::remove_if_there(&layout.page(app))
 }
 
 fn take_down(app: &str) -> Result<()> {

@@ -128,7 +128,7 @@ impl Layout {
     #[must_use]
     pub fn published(&self) -> Vec<(PathBuf, usize)> {
         let trees = [self.root.join("etc/farmctl"), self.apps(), self.environments()];
-        let more = [self.state().join("trust"), self.supervisor(), self.front()];
+        let more = [self.state().join("trust"), self.supervisor(), self.front(), self.pages()];
         let others = [SYSTEMD_UNITS, SCHROOT_CHROOTS, SCHROOT_PROFILE, SCHROOT_SETUP];
         let others = others.into_iter().chain([NGINX_AVAILABLE, NGINX_ENABLED]).map(PathBuf::from);
         let trees = trees.into_iter().chain(more).map(|tree| (tree, 3));
@@ -169,6 +169,18 @@ impl Layout {
     #[must_use]
     pub fn static_export(&self, app: &str, version: &str) -> PathBuf {
         self.static_exports().join(app).join(version)
+    }
+
+    /// Directory of the pages for visitors whom nobody answers.
+    #[must_use]
+    pub fn pages(&self) -> PathBuf {
+        self.state().join("pages")
+    }
+
+    /// An application's own page for them: that of the release that serves, or served last.
+    #[must_use]
+    pub fn page(&self, app: &str) -> PathBuf {
+        self.pages().join(app)
     }
 
     /// Directory of the volumes of the `directory` and `btrfs` storages.
@@ -346,6 +358,8 @@ pub const WAY_SOCKET: &str = "socket";
 pub const WAY_BACKUP: &str = "backup";
 /// See [`WAY_SOCKET`].
 pub const WAY_FILES: &str = "files";
+/// See [`WAY_SOCKET`].
+pub const WAY_PAGE: &str = "page";
 
 /// Name of a location's link in [`WAY_FILES`]: the same in every release that has the
 /// location, so that a vhost is right for the release before as well. No location has a `+`.

@@ -497,6 +497,9 @@ pub struct Front {
     /// Host names; default: any.
     #[serde(default)]
     pub server_names: Vec<String>,
+    /// Other names, whose visitors are sent to the first of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub redirect_from: Vec<String>,
     /// The process requests go to; default: the first one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<String>,
@@ -512,6 +515,9 @@ pub struct Front {
     /// Paths the process must answer before an upgrade leads requests to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warm_up: Vec<String>,
+    /// A page of the release that nginx shows while nobody answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_page: Option<PathBuf>,
     /// Where nginx speaks TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
@@ -521,6 +527,11 @@ impl Front {
     /// All addresses nginx listens on.
     pub fn addresses(&self) -> impl Iterator<Item = &String> {
         self.listen.iter().chain(self.tls.iter().flat_map(|tls| &tls.listen))
+    }
+
+    /// All names nginx has a vhost for; none, if it is for any.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.server_names.iter().chain(&self.redirect_from)
     }
 
     /// The first of its names that is one host's: what stands for many, or for all, is not.

@@ -299,11 +299,13 @@ pub const KEYS: &[Key] = &[
 
     key("front", "listen", Texts, Words("none, with `[front.tls]`"), "Where nginx listens: `\"PORT\"` or `\"ADDRESS:PORT\"`."),
     key("front", "server-names", Texts, Words("any"), "Host names."),
+    key("front", "redirect-from", Texts, Value("[]"), "Other host names: who asks by one is sent to the same path at the first of `server-names` that is one host's, by HTTPS if there is `[front.tls]`."),
     key("front", "process", Text, Words("the first process"), "The process requests go to."),
     key("front", "static", Tables, Nothing, "See `[[front.static]]`."),
     key("front", "max-body-mib", Number, Value("16"), "Largest request body, in MiB."),
     key("front", "timeout", Duration, Value("\"60s\""), "How long the process may be silent before its answer, and in it."),
     key("front", "warm-up", Texts, Value("[]"), "Paths that the process is asked for before an upgrade leads requests to it. An answer of 500 or more, or one that is broken off, ends the upgrade; the release before serves on."),
+    key("front", "error-page", Text, Words("farmctl's own"), "Path in the release of the page that nginx shows, with status 503, while the application is stopped or nobody answers, and with 504 after `timeout`. It is exported at install and is all that nginx shows then: what it needs must be in it."),
     key("front", "tls", Table, Nothing, "See `[front.tls]`."),
 
     key("front.tls", "listen", Texts, Required, "Where nginx speaks TLS: `\"PORT\"` or `\"ADDRESS:PORT\"`."),
@@ -461,11 +463,13 @@ mod tests {
             front: Some(Front {
                 listen: texts(),
                 server_names: texts(),
+                redirect_from: texts(),
                 process: Some(text()),
                 statics: vec![StaticFiles { location: text(), path: "x".into() }],
                 max_body_mib: 1,
                 timeout: Seconds(1),
                 warm_up: texts(),
+                error_page: Some("x".into()),
                 tls: Some(Tls { listen: texts(), redirect: true }),
             }),
         }

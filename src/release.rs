@@ -3,6 +3,7 @@
 //! Pure values and transitions; [`crate::node`] reads and writes them. None of these
 //! functions touches the disk.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -110,6 +111,9 @@ pub struct Session {
     /// What of it is as in a project, and not as in the release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edited: Option<Edited>,
+    /// Processes that the balancer before them was told to send no requests.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub drained: BTreeSet<String>,
     /// When it was begun, seconds since 1970.
     pub begun: i64,
 }
@@ -265,6 +269,21 @@ impl App {
         self
     }
 
+    /// With a process of one of its sessions drained, or not any more.
+    #[must_use]
+    pub fn drained(mut self, session: &str, process: &str, is_drained: bool) -> Self {
+        let preview = self.preview.iter_mut().map(|preview| &mut preview.session);
+        let mut all = self.session.iter_mut().chain(&mut self.standby).chain(preview);
+        if let Some(session) = all.find(|it| it.name == session) {
+            if is_drained {
+                session.drained.insert(process.to_owned());
+            } else {
+                session.drained.remove(process);
+            }
+        }
+        self
+    }
+
     /// Without the release of this version, which another one has taken the place of: the
     /// one that served before both is the previous one.
     #[must_use]
@@ -378,6 +397,7 @@ mod tests {
             version: version.to_owned(),
             origin: None,
             edited: None,
+            drained: BTreeSet::new(),
             begun: 2,
         }
     }
@@ -406,6 +426,7 @@ mod tests {
             version: version.to_owned(),
             origin: None,
             edited: None,
+            drained: BTreeSet::new(),
             begun: 2,
         };
         let mut app = App::new("shop", 200_000)

@@ -1,6 +1,9 @@
 //! What `start`, `restart`, `reload` and `tend` have in common: jobs, processes and
 //! their readiness, and the way from nginx to them.
 
+mod rolling;
+
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -81,6 +84,7 @@ pub fn raise(
         version: manifest.version.clone(),
         origin: None,
         edited: None,
+        drained: BTreeSet::new(),
         begun: node::now(),
     };
     let served = Served { app, session: &session, manifest, node, supervisor };
@@ -230,7 +234,10 @@ impl Served<'_> {
         let Self { app, session, manifest, node, .. } = *self;
         self.make_way()?;
         front::switch(node.layout(), &app.name, &session.name)?;
-        front::publish(node.layout(), manifest)
+        let is_stopped =
+            |other: &str| Ok(node.app(other)?.is_some_and(|app| app.sessions().next().is_none()));
+        let displaced = front::make_room(node.layout(), manifest, &is_stopped)?;
+        Ok(Published { displaced, ..front::publish(node.layout(), manifest)? })
     }
 
     /// Makes the way from nginx to the session. Nothing is led there yet.
@@ -272,6 +279,12 @@ impl Served<'_> {
                 troubles.push(format!("process {} is not running", process.name));
             }
         }
+        troubles.extend(
+            session
+                .drained
+                .iter()
+                .map(|name| format!("process {name} was drained and not admitted")),
+        );
         if manifest.profile.front.is_some()
             && !front::is_published(node.layout(), manifest, &session.name)?
         {
@@ -303,6 +316,7 @@ impl Served<'_> {
             started = started.and(published.map(|_| ()));
         }
         started?;
+        repaired |= self.admit_drained(say)?;
         Ok(repaired)
     }
 
@@ -405,7 +419,7 @@ impl Served<'_> {
         }
         self.wait_until_ready(process, &position)?;
         if process.reload == Reload::Rolling {
-            self.run_beside("admit", process)?;
+            self.admit(process)?;
         }
         let pid = running(supervisor)?;
         Ok(Reloaded {
@@ -434,18 +448,6 @@ impl Served<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Has the balancer before a process send it nothing more. If that fails, it is to send
-    /// it requests as before.
-    fn drain(&self, process: &Process) -> Result<()> {
-        self.run_beside("drain", process).hint_with(|| {
-            let admitted = match self.run_beside("admit", process) {
-                Ok(()) => "gets requests as before".to_owned(),
-                Err(error) => format!("may get no requests: {error:#}"),
-            };
-            format!("it was not restarted, and {admitted}")
-        })
     }
 
     /// Runs a command that the profile has beside a process's own. It may take as long as

@@ -45,6 +45,7 @@ pub fn remove(object: &Object, node: &Node) -> Result<()> {
             None => Ok(()),
         },
         Object::Programs { session } => supervise::detect(layout).stop(session),
+        Object::Way { app } => front::close(layout, app),
         Object::Front { app } => front::withdraw(layout, app),
         Object::Preview { app } => front::withdraw_preview(app),
         Object::Account { app } => account::remove(app),
@@ -310,6 +311,10 @@ impl Kept {
         };
         match object {
             Object::Path { path } => transaction.verb() != "remove" && lasting(path),
+            // One that is stopped keeps its vhost until it is removed.
+            Object::Front { app } => {
+                transaction.verb() == "remove" && node.app(app).is_ok_and(|app| app.is_some())
+            }
             // Another one may have been started meanwhile by hand, or be another node's.
             _ => false,
         }

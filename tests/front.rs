@@ -13,13 +13,16 @@ mod tiny;
 #[expect(dead_code, reason = "other tests use more of it")]
 mod web;
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 
 use common::{Farm, called, run, tool};
 use serde_json::Value;
 use signal::word;
+use tiny::Tiny;
 use web::{ask, get, get_with};
 
 /// What a client that trusts `authority` is answered by HTTPS: the head, and the body.
@@ -45,7 +48,7 @@ fn tls_begins_with_a_certificate_of_the_nodes_own_and_takes_the_administrators()
     let farm = Farm::new();
     let rest = format!(
         "[front]\nlisten = [\"127.0.0.1:{PLAIN}\"]\nserver-names = [\"shop.example\"]\n\
-         [front.tls]\nlisten = [\"127.0.0.1:{PORT}\"]\n"
+         redirect-from = [\"www.shop.example\"]\n[front.tls]\nlisten = [\"127.0.0.1:{PORT}\"]\n"
     );
     farm.run(&["install", word(&server::pack(&farm, "1.0", &rest))]).ok();
     let started = farm.run(&["start", "shop"]).ok();
@@ -57,6 +60,11 @@ fn tls_begins_with_a_certificate_of_the_nodes_own_and_takes_the_administrators()
     assert!(answer.contains("\r\nX-Forwarded-Proto: https\r\n"), "{answer}");
     let key = fs::metadata(farm.state("tls/shop.key")).expect("it has one");
     assert_eq!(key.mode() & 0o7777, 0o600);
+    // Another name, which its certificate has as well.
+    let sent = get_by_tls(&own, "www.shop.example", PORT, "/a?b=c");
+    assert!(sent.starts_with("HTTP/1.1 308 "), "{sent}");
+    let location = format!("\r\nLocation: https://shop.example:{PORT}/a?b=c\r\n");
+    assert!(sent.contains(&location), "{sent}");
     // Who comes without TLS is sent there, and posts there what he posts.
     let sent = ask("POST", PLAIN, "/a?b=c", "Content-Length: 0\r\n");
     assert_eq!(sent.status, 308);
@@ -168,7 +176,9 @@ fn who_asks_too_much_or_too_long_or_when_nobody_answers_is_told() {
     let pid = status["processes"][0]["pid"].to_string();
     // One that is there and does not answer.
     tool("kill", &["-s", "STOP", &pid]);
-    assert_eq!(get(PORT, "/").status, 504);
+    let answer = get(PORT, "/");
+    assert_eq!(answer.status, 504);
+    assert!(answer.body.contains("<h1>Not available at the moment</h1>"), "{}", answer.body);
     tool("kill", &["-s", "CONT", &pid]);
     let way = farm.root().join("run/farmctl/front/shop/socket");
     fs::remove_file(&way).expect("nginx goes by it");
@@ -178,5 +188,106 @@ fn who_asks_too_much_or_too_long_or_when_nobody_answers_is_told() {
     assert!(answer.body.contains("<h1>Not available at the moment</h1>"), "{}", answer.body);
     farm.run(&["tend"]).ok();
     assert_eq!(get(PORT, "/").body, "1.0");
+    // A reload that is a restart, where requests go to, says what that costs.
+    let plan = farm.run(&["reload", "shop", "--dry-run"]).ok().stdout;
+    assert!(plan.contains("restart the process web: meanwhile nobody answers"), "{plan}");
+    let reloaded = farm.run(&["reload", "shop"]).ok().stderr;
+    assert!(reloaded.contains("until web was back nobody answered: farmctl upgrade"), "{reloaded}");
+    farm.assert_clean();
+}
+
+/// nginx's workers: others after a reload.
+fn nginx_workers() -> BTreeSet<String> {
+    let master = fs::read_to_string("/run/nginx.pid").expect("it runs");
+    let text = tool("pgrep", &["--parent", master.trim()]);
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn who_asks_for_a_stopped_application_sees_the_page_of_the_release_that_ran() {
+    const PORT: u16 = 18_099;
+    let farm = Farm::new();
+    let statics = "[[front.static]]\nlocation = \"/files/\"\npath = \"/srv\"\n";
+    let front = |page: &str| format!("[front]\nlisten = [\"127.0.0.1:{PORT}\"]\n{page}{statics}");
+    let own = front("error-page = \"/srv/page.html\"\n");
+    let first = server::pack(&farm, "1.0", &own);
+    let second = server::pack(&farm, "1.1", &own);
+    let without = server::pack(&farm, "1.2", &front(""));
+    let missing = server::pack(&farm, "1.3", &own.replace("page.html", "pge.html"));
+    let failing = "[[process]]\nname = \"other\"\ncommand = \"/bin/false\"\n";
+    let failing = server::pack(&farm, "1.4", &format!("{failing}{own}"));
+    let refused = farm.run(&["install", word(&missing)]).failed(1);
+    assert!(
+        refused.error().ends_with("the release has no file /srv/pge.html"),
+        "{}",
+        refused.stderr
+    );
+    farm.run(&["install", word(&first)]).ok();
+    farm.run(&["start", "shop"]).ok();
+    let workers = nginx_workers();
+    let shown = |version: &str| {
+        for (method, path) in [("GET", "/"), ("POST", "/a?b=c"), ("GET", "/files/page.html")] {
+            let answer = ask(method, PORT, path, "");
+            assert_eq!(answer.status, 503, "{method} {path}: {answer:?}");
+            assert!(answer.head.contains("\r\nretry-after: 10"), "{}", answer.head);
+            assert!(answer.head.contains("\r\ncontent-type: text/html"), "{}", answer.head);
+            assert_eq!(
+                answer.body,
+                format!("<h1>{version} is back soon</h1>\n"),
+                "{method} {path}"
+            );
+        }
+    };
+    // A process that has been lost, and with it what was on its way.
+    let socket = farm.root().join("run/farmctl/front/shop/socket");
+    fs::remove_file(&socket).expect("nginx goes by it");
+    assert_eq!(get(PORT, "/").body, "<h1>1.0 is back soon</h1>\n");
+    assert_eq!(get(PORT, "/files/page.html").status, 200);
+    farm.run(&["tend"]).ok();
+    assert_eq!(get(PORT, "/").body, "1.0");
+    assert_eq!(get(PORT, "/+unavailable").status, 404);
+
+    farm.run(&["stop", "shop"]).ok();
+    shown("1.0");
+    farm.run(&["install", word(&failing)]).ok();
+    farm.run(&["start", "shop", "--release", "1.4"]).failed(1);
+    shown("1.0");
+    farm.run(&["start", "shop", "--release", "1.0"]).ok();
+    farm.run(&["upgrade", "shop", word(&second), "--watch", "1s"]).ok();
+    farm.run(&["stop", "shop"]).ok();
+    shown("1.1");
+    // All of that without a word to nginx, and a page of its own is none of the vhost's.
+    farm.run(&["start", "shop"]).ok();
+    farm.run(&["upgrade", "shop", word(&without), "--watch", "1s"]).ok();
+    assert_eq!(nginx_workers(), workers);
+    farm.run(&["stop", "shop"]).ok();
+    let answer = get(PORT, "/");
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.contains("<h1>Not available at the moment</h1>"), "{}", answer.body);
+    farm.assert_clean();
+
+    // It keeps its address until it is wanted.
+    let other = format!(
+        "[front]\nlisten = [\"127.0.0.1:{PORT}\"]\n[[front.static]]\nlocation = \"/\"\n\
+         path = \"/srv/site\"\n"
+    );
+    let other = Tiny::new(&tiny::profile("files", "1.0", &other))
+        .file("srv/site/index.html", "files\n", 0o644)
+        .pack(&farm.root().join("out"));
+    farm.run(&["install", word(&other)]).ok();
+    let displaced = farm.run(&["start", "files"]).ok();
+    assert!(displaced.stderr.contains("shop, which is stopped, had its address"), "{displaced:?}");
+    assert_eq!(get(PORT, "/").body, "files\n");
+    let refused = farm.run(&["start", "shop"]).failed(1);
+    assert!(refused.error().contains("application files has all names"), "{}", refused.stderr);
+    farm.run(&["stop", "files"]).ok();
+    assert_eq!(get(PORT, "/").status, 503);
+    farm.run(&["stop", "files", "--withdraw"]).ok();
+    assert!(TcpStream::connect(("127.0.0.1", PORT)).is_err());
+    let again = farm.run(&["stop", "files", "--withdraw"]).ok();
+    assert!(again.stderr.contains("files is stopped already"), "{}", again.stderr);
+    farm.run(&["start", "shop"]).ok();
+    farm.run(&["stop", "shop", "--withdraw"]).ok();
+    assert!(TcpStream::connect(("127.0.0.1", PORT)).is_err());
     farm.assert_clean();
 }

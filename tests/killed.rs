@@ -187,9 +187,9 @@ static VERBS: [Verb; 23] = [
     },
     Verb {
         name: "remove",
-        before: |field| field.ok(&["install", word(&field.first)]),
+        before: Field::stop,
         words: |_| words(&["remove", "shop"]),
-        back: |field| field.ok(&["install", word(&field.first)]),
+        back: Field::stop,
         serves: false,
         once: false,
     },
@@ -197,7 +197,7 @@ static VERBS: [Verb; 23] = [
         name: "start",
         before: |field| field.ok(&["install", word(&field.first)]),
         words: |_| words(&["start", "shop"]),
-        back: |field| field.ok(&["stop", "shop"]),
+        back: |field| field.ok(&["stop", "shop", "--withdraw"]),
         serves: true,
         once: false,
     },
@@ -443,6 +443,13 @@ impl Field {
         self.ok(&["install", word(&self.first)]);
         self.ok(&["install", word(&self.second)]);
         self.ok(&["start", "shop", "--release", "1.0"]);
+    }
+
+    /// Leaves the vhost that says that nobody is there.
+    fn stop(&self) {
+        self.ok(&["install", word(&self.first)]);
+        self.ok(&["start", "shop"]);
+        self.ok(&["stop", "shop"]);
     }
 
     fn wait_for_confirmation(&self) {

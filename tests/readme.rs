@@ -49,7 +49,7 @@ fn recipes(text: &str) -> Vec<&str> {
 fn every_recipe_of_the_readme_is_a_profile() {
     let (_, text) = readme();
     let recipes = recipes(&text);
-    assert_eq!(recipes.len(), 7);
+    assert_eq!(recipes.len(), 8);
     for recipe in recipes {
         let head = "schema = 1\nname = \"shop\"\nversion = \"1.0.0\"\n\n[environment]\n\
                     suite = \"bookworm\"\npackages = [\"python3\"]\n\n";

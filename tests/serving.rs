@@ -399,7 +399,8 @@ fn stop(farm: &Farm) {
     }
     assert!(!farm.root().join("run/farmctl/supervisor.sock").exists(), "it was the last one");
     let vhost = Path::new("/etc/nginx/sites-enabled/farmctl-greeter");
-    assert!(fs::symlink_metadata(vhost).is_err());
+    assert!(fs::symlink_metadata(vhost).is_ok(), "it says that nobody is there");
+    assert_eq!(get(GREETER_PORT, "/").status, 503);
     assert_eq!(status(farm, GREETER)["state"], "stopped");
     assert_eq!(farm.run(&["stop", GREETER]).ok().stderr, "✓ greeter is stopped already\n");
     farm.assert_clean();
@@ -510,7 +511,7 @@ fn a_page_edited_in_mezzanine_is_still_there_after_stop_and_start() {
     assert_reloads_lose_nothing(&farm, MAGAZINE, MAGAZINE_PORT, 100);
 
     farm.run(&["stop", MAGAZINE]).ok();
-    assert!(std::net::TcpStream::connect(("127.0.0.1", MAGAZINE_PORT)).is_err());
+    assert_eq!(get(MAGAZINE_PORT, "/about/").status, 503);
     farm.run(&["start", MAGAZINE]).ok();
     let about = get(MAGAZINE_PORT, "/about/");
     assert_eq!(about.status, 200);
@@ -766,7 +767,7 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
     let stop = plan(&["stop", GREETER]);
     insta::assert_snapshot!(stop.replace(&session, "SESSION"), @r"
     would stop greeter 1.0.0:
-      1. withdraw the vhost
+      1. have the vhost answer 503
       2. stop the processes
       3. end the session
            + /usr/bin/schroot --end-session --chroot session:SESSION
@@ -774,24 +775,26 @@ fn a_dry_run_names_the_commands_and_changes_nothing() {
     farm.run(&["stop", GREETER]).ok();
     insta::assert_snapshot!(plan(&["remove", GREETER, "--data"]), @r"
     would remove greeter:
-      1. remove the log of requests to greeter
-      2. remove ROOT/var/lib/farmctl/history/greeter.jsonl.1
-      3. remove ROOT/var/lib/farmctl/history/greeter.jsonl
-      4. remove ROOT/var/log/farmctl/greeter
-      5. remove ROOT/etc/farmctl/apps/greeter.env
-      6. remove ROOT/var/lib/farmctl/data/greeter
-      7. remove the account of greeter
-      8. remove the chroot farmctl-greeter-1.0.0
-      9. remove ROOT/var/lib/farmctl/static/greeter/1.0.0
-     10. remove ROOT/var/lib/farmctl/releases/greeter/1.0.0
-     11. remove the volume fv-greeter-1.0.0
+      1. remove the vhost of greeter
+      2. remove the log of requests to greeter
+      3. remove ROOT/var/lib/farmctl/history/greeter.jsonl.1
+      4. remove ROOT/var/lib/farmctl/history/greeter.jsonl
+      5. remove ROOT/var/log/farmctl/greeter
+      6. remove ROOT/etc/farmctl/apps/greeter.env
+      7. remove ROOT/var/lib/farmctl/data/greeter
+      8. remove the account of greeter
+      9. remove the chroot farmctl-greeter-1.0.0
+     10. remove ROOT/var/lib/farmctl/static/greeter/1.0.0
+     11. remove ROOT/var/lib/farmctl/releases/greeter/1.0.0
+     12. remove the volume fv-greeter-1.0.0
     ");
     insta::assert_snapshot!(plan(&["remove", GREETER, "--release", "1.0.0"]), @r"
     would remove greeter 1.0.0:
-      1. remove the chroot farmctl-greeter-1.0.0
-      2. remove ROOT/var/lib/farmctl/static/greeter/1.0.0
-      3. remove ROOT/var/lib/farmctl/releases/greeter/1.0.0
-      4. remove the volume fv-greeter-1.0.0
+      1. remove the vhost of greeter
+      2. remove the chroot farmctl-greeter-1.0.0
+      3. remove ROOT/var/lib/farmctl/static/greeter/1.0.0
+      4. remove ROOT/var/lib/farmctl/releases/greeter/1.0.0
+      5. remove the volume fv-greeter-1.0.0
     ");
     // Whichever test baked it first has kept something for the next bake.
     farm.run(&["gc", "--stages"]).ok();

@@ -5,8 +5,9 @@ use anyhow::{Context as _, Result};
 use super::Context;
 use super::record::Subject;
 use crate::error::Exit;
+use crate::manifest::Manifest;
 use crate::plan::Plan;
-use crate::profile::Reload;
+use crate::profile::{Process, Reload};
 use crate::serve;
 use crate::supervise;
 
@@ -49,7 +50,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
                 Reload::Command => "run the process's reload-command".to_owned(),
                 Reload::Signal(signal) => format!("send SIG{} to the process", signal.name()),
             };
-            plan.step(format!("{how} {}", process.name));
+            let lost =
+                if loses(process, &started.manifest) { ": meanwhile nobody answers" } else { "" };
+            plan.step(format!("{how} {}{lost}", process.name));
         }
         context.show_plan(&plan);
         return Ok(Exit::Done);
@@ -80,6 +83,14 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
                 pids(&reloaded.before),
                 pids(&reloaded.after)
             ));
+            if loses(process, &started.manifest) {
+                context.ui.warn(format!(
+                    "until {} was back nobody answered: farmctl upgrade loses no request, and neither \
+                     does a reload if its server knows a signal or command for that (reload in \
+                     [[process]])",
+                    process.name
+                ));
+            }
             done.push(reloaded);
         }
         Ok(done)
@@ -89,6 +100,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     context.ui.done(format!("reloaded {}", args.name));
     Ok(Exit::Done)
+}
+
+/// Whether requests are lost while a process is reloaded.
+fn loses(process: &Process, manifest: &Manifest) -> bool {
+    process.reload == Reload::Restart && manifest.profile.front_process() == Some(process)
 }
 
 fn pids(pids: &[u32]) -> String {

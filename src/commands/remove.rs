@@ -76,6 +76,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let whole = releases.len() == app.releases.len();
     if whole {
         objects.extend(rest_of(args, &app.name, &node)?);
+        if front::has_vhost(&app.name) {
+            objects.push(Object::Front { app: app.name.clone() });
+        }
     }
     let what = match &args.release {
         Some(version) => format!("{} {version}", app.name),

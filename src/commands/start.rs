@@ -152,9 +152,18 @@ fn start(
     let session = serve::raise(app, manifest, &[When::Start], node, supervisor, transaction, &say)?;
     if manifest.profile.front.is_some() {
         ui.step("publishing the vhost");
-        transaction.intend(Object::Front { app: app.name.clone() })?;
+        // What was there when it was stopped stays.
+        if !front::has_vhost(&app.name) {
+            transaction.intend(Object::Front { app: app.name.clone() })?;
+        }
+        transaction.intend(Object::Way { app: app.name.clone() })?;
         let served = Served { app, session: &session, manifest, node, supervisor };
         let front = served.publish_front()?;
+        for other in front.displaced {
+            ui.warn(format!(
+                "{other}, which is stopped, had its address: nothing answers for it now"
+            ));
+        }
         if front.started_nginx {
             ui.warn("nginx was not running and has been started");
         }

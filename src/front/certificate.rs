@@ -110,8 +110,7 @@ impl Certificate {
 
 /// What browsers compare with the address they ask: names and addresses (RFC 6125).
 fn alternative_names(front: &Front) -> String {
-    let mut names: Vec<String> =
-        front.server_names.iter().map(|name| format!("DNS:{name}")).collect();
+    let mut names: Vec<String> = front.names().map(|name| format!("DNS:{name}")).collect();
     let tls = front.tls.iter().flat_map(|tls| &tls.listen);
     for listen in tls {
         let address = listen.parse().map(|address: std::net::SocketAddr| address.ip()).ok();

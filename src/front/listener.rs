@@ -99,7 +99,26 @@ pub(super) fn check(app: &str, front: &Front) -> Result<()> {
     Ok(())
 }
 
+/// Another application of ours with a name on an address of a front's.
+pub(super) struct Rival {
+    pub(super) app: String,
+    listen: String,
+    name: String,
+}
+
 fn check_own_vhosts(app: &str, front: &Front) -> Result<()> {
+    let Some(Rival { app: other, listen, name }) = rivals(app, front)?.pop() else {
+        return Ok(());
+    };
+    let whom = if name == "_" { "all names".to_owned() } else { format!("the name {name}") };
+    refuse(
+        format_args!("application {other} has {whom} on {listen} already"),
+        "use another address or name in [front], or farmctl stop the other",
+    )
+}
+
+pub(super) fn rivals(app: &str, front: &Front) -> Result<Vec<Rival>> {
+    let mut rivals = Vec::new();
     for name in file::names_in(Path::new(NGINX_ENABLED))? {
         let Some(other) = name.strip_prefix("farmctl-").filter(|other| *other != app) else {
             continue;
@@ -109,19 +128,18 @@ fn check_own_vhosts(app: &str, front: &Front) -> Result<()> {
         let wanted: BTreeSet<&str> = if front.server_names.is_empty() {
             ["_"].into()
         } else {
-            front.server_names.iter().map(String::as_str).collect()
+            front.names().map(String::as_str).collect()
         };
         let listen = front.addresses().find(|listen| listens.contains(listen.as_str()));
         if let (Some(listen), Some(shared)) = (listen, names.intersection(&wanted).next()) {
-            let whom =
-                if *shared == "_" { "all names".to_owned() } else { format!("the name {shared}") };
-            return refuse(
-                format_args!("application {other} has {whom} on {listen} already"),
-                "use another address or name in [front], or farmctl stop the other",
-            );
+            rivals.push(Rival {
+                app: other.to_owned(),
+                listen: listen.clone(),
+                name: (*shared).to_owned(),
+            });
         }
     }
-    Ok(())
+    Ok(rivals)
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -137,7 +137,7 @@ pub(super) fn check_ours(site: &Site, text: &str) -> Result<()> {
             "this is a fault of farmctl: please report it with the vhost"
         });
     }
-    let names: BTreeSet<&str> = site.front.server_names.iter().map(String::as_str).collect();
+    let names: BTreeSet<&str> = site.front.names().map(String::as_str).collect();
     match parse_conflict(&outcome.stderr) {
         Some((name, address)) if names.contains(name) => refuse(
             format_args!("another vhost of nginx has the name {name} on {address}"),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::certificate::Certificate;
+use super::page;
 use crate::error::refuse;
 use crate::layout::{self, Layout, NGINX_LOGS, WAY_BACKUP, WAY_FILES, WAY_SOCKET};
 use crate::manifest::Manifest;
@@ -62,12 +63,6 @@ fn source(layout: &Layout, manifest: &Manifest, files: &StaticFiles) -> Source {
     Source::Export
 }
 
-/// What nginx answers while nobody does: nothing in it may need another request.
-const UNAVAILABLE: &str = "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
-    <meta name=\"viewport\" content=\"width=device-width\"><title>Not available</title>\
-    <body style=\"font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em\">\
-    <h1>Not available at the moment</h1><p>Please try again in a few seconds.</p>";
-
 /// A path as a word of nginx's configuration.
 fn word(path: &Path) -> Result<String> {
     let text = path.to_string_lossy();
@@ -115,7 +110,13 @@ impl Site {
         port: u16,
     ) -> Self {
         let listen = vec![format!("127.0.0.1:{port}")];
-        let front = Front { listen, server_names: Vec::new(), tls: None, ..front.clone() };
+        let front = Front {
+            listen,
+            server_names: Vec::new(),
+            redirect_from: Vec::new(),
+            tls: None,
+            ..front.clone()
+        };
         // No application has a dot in its name.
         let name = format!("{app}.preview");
         let (prefix, way, snippets) = ("farmctlpreview", layout.way(session), layout.snippets(app));
@@ -152,12 +153,13 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
              }}\n"
         );
     }
+    let ssl = site.certificate.as_ref().map(ssl_lines).transpose()?;
     // Without names it is for every name: also for those no other vhost has.
     let names =
         if front.server_names.is_empty() { "_".to_owned() } else { front.server_names.join(" ") };
     let default = if front.server_names.is_empty() { " default_server" } else { "" };
     let format = if is_proxied { format!(" {upstream}") } else { String::new() };
-    let head = |plain: &[String], tls: &[String]| {
+    let head = |names: &str, plain: &[String], tls: &[String]| {
         let mut head = "server {\n".to_owned();
         for listen in plain {
             let _ = writeln!(head, "    listen {listen}{default};");
@@ -167,11 +169,15 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
         }
         let _ = writeln!(head, "    server_name {names};");
         let _ = writeln!(head, "    access_log {NGINX_LOGS}/{}{format};", layout::access_log(name));
+        if let Some(lines) = ssl.as_ref().filter(|_| !tls.is_empty()) {
+            head.push_str(lines);
+        }
         head
     };
     let mut plain = front.listen.as_slice();
+    let tls = front.tls.as_ref().map_or(&[][..], |tls| &tls.listen);
     if let Some(tls) = front.tls.as_ref().filter(|tls| tls.redirect && !plain.is_empty()) {
-        text.push_str(&head(plain, &[]));
+        text.push_str(&head(&names, plain, &[]));
         let port = match port_of(tls.listen.first().map_or("443", String::as_str)) {
             443 => String::new(),
             port => format!(":{port}"),
@@ -180,22 +186,21 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
         let _ = writeln!(text, "    return 308 https://$host{port}$request_uri;\n}}");
         plain = &[];
     }
-    text.push_str(&head(plain, front.tls.as_ref().map_or(&[], |tls| &tls.listen)));
-    if let Some(Certificate { chain, key, .. }) = &site.certificate {
-        let _ = writeln!(text, "    ssl_certificate {};", word(chain)?);
-        let _ = writeln!(text, "    ssl_certificate_key {};", word(key)?);
-        // Debian's nginx.conf allows those of RFC 8996, too.
-        let _ = writeln!(text, "    ssl_protocols TLSv1.2 TLSv1.3;");
-    }
+    text.push_str(&head(&names, plain, tls));
     let _ = writeln!(text, "    client_max_body_size {}m;", front.max_body_mib);
     // nginx ends a client's connection after 1000 requests by default. Under load that
     // races with the client's next request: `wrk -c32` counts some 4 read errors in
     // 40,000 requests, without any reload, and none with this.
     let _ = writeln!(text, "    keepalive_requests 1000000;");
+    // An administrator's nginx.conf may have one.
+    let _ = writeln!(text, "    # What is found through links is looked for anew each time.");
+    let _ = writeln!(text, "    open_file_cache off;");
+    let closed = format!("if (!-e {}) {{ return 502; }}", word(way)?);
     if is_proxied {
         let _ = write!(
             text,
             "\n    location / {{\n        \
+                 {closed}\n        \
                  proxy_pass http://{upstream};\n        \
                  # Not after a time-out: what is slow would be done twice.\n        \
                  proxy_next_upstream error;\n        \
@@ -209,16 +214,11 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
                  proxy_set_header X-Real-IP $remote_addr;\n        \
                  proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n        \
                  proxy_set_header X-Forwarded-Proto $scheme;\n        \
-                 proxy_set_header X-Forwarded-Host $http_host;\n    }}\n\n    \
-                 # Nobody answers. What the application itself answers goes out as it is.\n    \
-                 error_page 502 = @unavailable;\n    \
-                 location @unavailable {{\n        \
-                     default_type text/html;\n        \
-                     add_header Retry-After 10 always;\n        \
-                     return 503 '{UNAVAILABLE}';\n    }}\n",
+                 proxy_set_header X-Forwarded-Host $http_host;\n    }}\n",
             timeout = front.timeout.0,
         );
     }
+    text.push_str(&page::render(app, &word(&layout.pages())?));
     for files in &front.statics {
         // With a slash at the end of both, or `/static-old` would lead out of the directory.
         let location = format!("{}/", files.location.trim_end_matches('/'));
@@ -229,7 +229,8 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
                 let path = way.join(WAY_FILES).join(key);
                 let _ = write!(
                     text,
-                    "        alias {}/;\n        \
+                    "        {closed}\n        \
+                         alias {}/;\n        \
                          # Another release's file may have the same time and size.\n        \
                          etag off;\n        \
                          if_modified_since off;\n",
@@ -239,7 +240,8 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
             Source::Data { path, top } => {
                 let _ = write!(
                     text,
-                    "        alias {}/;\n        \
+                    "        {closed}\n        \
+                         alias {}/;\n        \
                          # The application makes what is here, links included.\n        \
                          disable_symlinks on from={}/;\n",
                     word(&path)?,
@@ -250,7 +252,23 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
         text.push_str("    }\n");
     }
     let _ = writeln!(text, "\n    include {}/*.conf;\n}}", word(&site.snippets)?);
+    // Last: of an address nobody has all names of, the first server is the one for others.
+    if !front.redirect_from.is_empty() {
+        text.push_str(&head(&front.redirect_from.join(" "), &front.listen, tls));
+        let to = address(front);
+        let _ = writeln!(text, "    return 308 {}$request_uri;\n}}", to.trim_end_matches('/'));
+    }
     Ok(text)
+}
+
+/// How a server of TLS shows itself.
+fn ssl_lines(Certificate { chain, key, .. }: &Certificate) -> Result<String> {
+    // Debian's nginx.conf allows those of RFC 8996, too.
+    Ok(format!(
+        "    ssl_certificate {};\n    ssl_certificate_key {};\n    ssl_protocols TLSv1.2 TLSv1.3;\n",
+        word(chain)?,
+        word(key)?
+    ))
 }
 
 /// Locations served out of the release, with their numbers.
@@ -348,8 +366,11 @@ mod tests {
             access_log /var/log/nginx/farmctl-shop.access.log farmctl_shop;
             client_max_body_size 16m;
             keepalive_requests 1000000;
+            # What is found through links is looked for anew each time.
+            open_file_cache off;
 
             location / {
+                if (!-e /run/farmctl/front/shop) { return 502; }
                 proxy_pass http://farmctl_shop;
                 # Not after a time-out: what is slow would be done twice.
                 proxy_next_upstream error;
@@ -367,11 +388,22 @@ mod tests {
             }
 
             # Nobody answers. What the application itself answers goes out as it is.
-            error_page 502 = @unavailable;
+            error_page 502 =503 /+unavailable;
+            error_page 504 /+unavailable;
+            # Not a named location: to that a POST would be one still.
+            location = /+unavailable {
+                internal;
+                root /var/lib/farmctl/pages;
+                types {}
+                default_type text/html;
+                etag off;
+                add_header Retry-After 10 always;
+                try_files /shop @unavailable;
+            }
             location @unavailable {
                 default_type text/html;
                 add_header Retry-After 10 always;
-                return 503 '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not available</title><body style="font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em"><h1>Not available at the moment</h1><p>Please try again in a few seconds.</p>';
+                return 503 '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not available</title><body style="font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em"><h1>Not available at the moment</h1><p>Please try again later.</p>';
             }
 
             include /etc/farmctl/nginx/shop/*.conf;
@@ -411,8 +443,11 @@ mod tests {
                 access_log /var/log/nginx/farmctl-shop.access.log farmctl_shop;
                 client_max_body_size 64m;
                 keepalive_requests 1000000;
+                # What is found through links is looked for anew each time.
+                open_file_cache off;
 
                 location / {
+                    if (!-e /run/farmctl/front/shop) { return 502; }
                     proxy_pass http://farmctl_shop;
                     # Not after a time-out: what is slow would be done twice.
                     proxy_next_upstream error;
@@ -430,14 +465,26 @@ mod tests {
                 }
 
                 # Nobody answers. What the application itself answers goes out as it is.
-                error_page 502 = @unavailable;
+                error_page 502 =503 /+unavailable;
+                error_page 504 /+unavailable;
+                # Not a named location: to that a POST would be one still.
+                location = /+unavailable {
+                    internal;
+                    root /var/lib/farmctl/pages;
+                    types {}
+                    default_type text/html;
+                    etag off;
+                    add_header Retry-After 10 always;
+                    try_files /shop @unavailable;
+                }
                 location @unavailable {
                     default_type text/html;
                     add_header Retry-After 10 always;
-                    return 503 '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not available</title><body style="font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em"><h1>Not available at the moment</h1><p>Please try again in a few seconds.</p>';
+                    return 503 '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Not available</title><body style="font-family: sans-serif; margin: 20vh auto; max-width: 30em; padding: 0 1em"><h1>Not available at the moment</h1><p>Please try again later.</p>';
                 }
 
                 location ^~ /static/ {
+                    if (!-e /run/farmctl/front/shop) { return 502; }
                     alias /run/farmctl/front/shop/files/+static/;
                     # Another release's file may have the same time and size.
                     etag off;
@@ -445,6 +492,7 @@ mod tests {
                 }
 
                 location ^~ /media/ {
+                    if (!-e /run/farmctl/front/shop) { return 502; }
                     alias /var/lib/farmctl/data/shop/uploads/public/;
                     # The application makes what is here, links included.
                     disable_symlinks on from=/var/lib/farmctl/data/shop/uploads/;
@@ -470,8 +518,8 @@ mod tests {
         let site = Site::of(&layout, &manifest.name, &front);
         let text = render(&layout, &manifest, &site).expect("the paths are plain");
         let (_, locations) = text.split_once("keepalive_requests").expect("it is there");
-        assert_eq!(locations.matches("location").count(), 1, "{text}");
-        assert!(text.contains("location ^~ / {\n        alias /run/farmctl/front/shop/"), "{text}");
+        assert_eq!(locations.matches("location ^~").count(), 1, "{text}");
+        assert!(text.contains("\n        alias /run/farmctl/front/shop/"), "{text}");
         assert!(!text.contains("upstream") && !text.contains("proxy"), "{text}");
     }
 
@@ -500,6 +548,26 @@ mod tests {
         assert!(
             both.contains("    listen 80 default_server;\n    listen 443 ssl default_server;\n")
         );
+    }
+
+    #[test]
+    fn who_asks_by_another_name_is_sent_to_the_first() {
+        let text = rendered(
+            "[front]\nlisten = [\"80\"]\nserver-names = [\"shop.example\"]\n\
+             redirect-from = [\"www.shop.example\", \"*.shop.test\"]\n\
+             [front.tls]\nlisten = [\"8443\"]\n",
+        );
+        let (_, sending) = text.rsplit_once("\nserver {\n").expect("there are three");
+        for line in [
+            "listen 80;",
+            "listen 8443 ssl;",
+            "server_name www.shop.example *.shop.test;",
+            "ssl_certificate /var/lib/farmctl/tls/shop.crt;",
+            "return 308 https://shop.example:8443$request_uri;",
+        ] {
+            assert!(sending.lines().any(|one| one.trim() == line), "{line} in {sending}");
+        }
+        assert!(parse(&text).1.contains("www.shop.example"));
     }
 
     #[test]

@@ -61,7 +61,12 @@ pub enum Object {
         /// Name of the session.
         session: String,
     },
-    /// An application's vhost and links.
+    /// What leads requests to the session that serves an application.
+    Way {
+        /// Application.
+        app: String,
+    },
+    /// An application's vhost, links and page.
     Front {
         /// Application.
         app: String,
@@ -138,6 +143,7 @@ impl Object {
         objects.extend(sessions.iter().map(programs));
         objects.extend(app.preview.iter().map(|_| Self::Preview { app: name() }));
         objects.push(Self::Front { app: name() });
+        objects.push(Self::Way { app: name() });
         objects
     }
 
@@ -164,6 +170,7 @@ impl std::fmt::Display for Object {
             Self::Sockets { app } => write!(f, "sockets of {app}"),
             Self::Revision { app, to } => write!(f, "files of {to} in the session of {app}"),
             Self::Programs { session } => write!(f, "processes of session {session}"),
+            Self::Way { app } => write!(f, "way to {app}"),
             Self::Front { app } => write!(f, "vhost of {app}"),
             Self::Preview { app } => write!(f, "vhost of the preview of {app}"),
             Self::Account { app } => write!(f, "account of {app}"),

@@ -548,6 +548,15 @@ path = "/srv/shop/static"
         error: line 40, column 11: "process" in [front]: there is no process "wob"
         hint: the processes are web, queue
         "#);
+        insta::assert_snapshot!(with("[front]", "[front]\nredirect-from = [\"www.shop.example\"]"), @r#"
+        error: line 40, column 17: "redirect-from" in [front]: there is no name to send visitors to
+        hint: server-names = ["shop.example"]
+        "#);
+        insta::assert_snapshot!(with("[front]", "[front]\nserver-names = [\"a\"]\nredirect-from = [\"b\", \"a\"]"), @r#"error: line 41, column 23: "redirect-from" in [front]: it is one of server-names already"#);
+        insta::assert_snapshot!(with("[front]", "[front]\nerror-page = \"/srv/shop/uploads/a.html\""), @r#"
+        error: line 40, column 14: "error-page" in [front]: lies in one of the [[data]] directories
+        hint: the release has it: put it there with [[copy]] or [[file]]
+        "#);
         insta::assert_snapshot!(with("\"SECRET_KEY\"", "\"secret-key\""), @r#"error: line 36, column 8: "name" in [[secret]]: "secret-key" is not a secret's name: [A-Z][A-Z0-9_]{0,63}"#);
         insta::assert_snapshot!(with("name = \"migrate\"", "environment = { A-B = \"\" }\nname = \"migrate\""), @r#"error: line 27, column 23: "environment" in [[job]]: "A-B" is not the name of an environment variable"#);
     }

@@ -41,6 +41,7 @@ pub(super) fn normalise(profile: &mut Profile) {
     profile.data.iter_mut().for_each(|data| rewrite(&mut data.path));
     if let Some(front) = &mut profile.front {
         front.statics.iter_mut().for_each(|files| rewrite(&mut files.path));
+        front.error_page.iter_mut().for_each(rewrite);
     }
 }
 
@@ -413,6 +414,18 @@ fn check_listen<'a>(place: &Place, listens: &'a [String], seen: &mut BTreeSet<&'
     Ok(())
 }
 
+fn check_hosts(place: &Place, names: &[String]) -> Checked {
+    let letters =
+        |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_' | '*');
+    match names.iter().position(|name| name.is_empty() || !name.chars().all(letters)) {
+        None => Ok(()),
+        Some(index) => {
+            let message = format!("{:?} is not a host name", names[index]);
+            Err(Problem::at(place.index(index), message))
+        }
+    }
+}
+
 fn check_front(place: &Place, front: &Front, profile: &Profile) -> Checked {
     let mut seen = BTreeSet::new();
     if front.tls.is_none() || !front.listen.is_empty() {
@@ -424,14 +437,15 @@ fn check_front(place: &Place, front: &Front, profile: &Profile) -> Checked {
     if front.timeout.0 == 0 {
         return Err(Problem::at(place.key("timeout"), "must be 1s or more"));
     }
-    for (index, name) in front.server_names.iter().enumerate() {
-        let letters = |letter: char| {
-            letter.is_ascii_alphanumeric() || matches!(letter, '.' | '-' | '_' | '*')
-        };
-        if name.is_empty() || !name.chars().all(letters) {
-            let message = format!("{name:?} is not a host name");
-            return Err(Problem::at(place.key("server-names").index(index), message));
-        }
+    check_hosts(&place.key("server-names"), &front.server_names)?;
+    let others = place.key("redirect-from");
+    check_hosts(&others, &front.redirect_from)?;
+    if !front.redirect_from.is_empty() && front.host().is_none() {
+        return Err(Problem::at(others, "there is no name to send visitors to")
+            .hint("server-names = [\"shop.example\"]"));
+    }
+    if let Some(index) = front.redirect_from.iter().position(|it| front.server_names.contains(it)) {
+        return Err(Problem::at(others.index(index), "it is one of server-names already"));
     }
     for (index, path) in front.warm_up.iter().enumerate() {
         let place = place.key("warm-up").index(index);
@@ -482,6 +496,14 @@ fn check_front(place: &Place, front: &Front, profile: &Profile) -> Checked {
             ));
         }
         inside(&place.key("path"), &files.path)?;
+    }
+    if let Some(page) = &front.error_page {
+        let place = place.key("error-page");
+        inside(&place, page)?;
+        if profile.data.iter().any(|data| page.starts_with(&data.path)) {
+            return Err(Problem::at(place, "lies in one of the [[data]] directories")
+                .hint("the release has it: put it there with [[copy]] or [[file]]"));
+        }
     }
     if front.max_body_mib == 0 {
         return Err(Problem::at(place.key("max-body-mib"), "must be 1 or more"));

@@ -21,6 +21,8 @@ pub fn pack(farm: &Farm, version: &str, rest: &str) -> PathBuf {
     let script = fs::read(&server).expect("it is part of the source");
     let tiny = Tiny::new(&profile).with("/usr/bin/python3").file("srv/server.py", script, 0o644);
     let modules = tool("/usr/bin/python3", &["-ISB", word(&server), "--modules"]);
+    let page = format!("<h1>{version} is back soon</h1>\n");
+    let tiny = tiny.file("srv/page.html", page, 0o644);
     let add = |tiny: Tiny, path: &str| {
         let content = fs::read(path).expect("it was imported");
         tiny.file(path.trim_start_matches('/'), content, 0o644)

@@ -84,6 +84,9 @@ def main():
         return
     path, version = sys.argv[1].removeprefix("unix:"), sys.argv[2]
     listener = socket.socket(socket.AF_UNIX)
+    # Of one before it in the same session.
+    if os.path.exists(path):
+        os.unlink(path)
     listener.bind(path)
     os.chmod(path, 0o660)
     listener.listen(512)
