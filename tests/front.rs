@@ -249,6 +249,8 @@ fn who_asks_for_a_stopped_application_sees_the_page_of_the_release_that_ran() {
 
     farm.run(&["stop", "shop"]).ok();
     shown("1.0");
+    let status = farm.run(&["status", "shop"]).stdout;
+    assert!(status.contains(" (answers 503)\n"), "{status}");
     farm.run(&["install", word(&failing)]).ok();
     farm.run(&["start", "shop", "--release", "1.4"]).failed(1);
     shown("1.0");

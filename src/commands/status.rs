@@ -140,6 +140,8 @@ struct FrontStatus {
     address: String,
     /// Whether nginx leads requests to it.
     published: bool,
+    /// Whether nginx answers them with 503, because it is stopped.
+    unavailable: bool,
 }
 
 /// Carries the verb out.
@@ -215,7 +217,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
                 None => false,
             };
             sound &= published || app.session.is_none();
-            Some(FrontStatus { address: front::address(front), published })
+            let unavailable = app.session.is_none() && front::has_vhost(&app.name);
+            Some(FrontStatus { address: front::address(front), published, unavailable })
         }
         None => None,
     };
@@ -367,8 +370,12 @@ fn render(status: &Status, now: i64, width: usize) -> String {
         ));
     }
     if let Some(front) = &status.front {
-        let published = if front.published { "" } else { " (not published)" };
-        rows.push(row("front", format!("{}{published}", front.address)));
+        let state = match (front.published, front.unavailable) {
+            (true, _) => "",
+            (false, true) => " (answers 503)",
+            (false, false) => " (not published)",
+        };
+        rows.push(row("front", format!("{}{state}", front.address)));
     }
     let metadata = super::metadata(status.metadata_percent);
     let free = ui::size(status.free_bytes);
@@ -441,6 +448,7 @@ mod tests {
             front: Some(FrontStatus {
                 address: "http://127.0.0.1:8080/".to_owned(),
                 published: true,
+                unavailable: false,
             }),
             storage: "directory".to_owned(),
             free_bytes: 5 << 30,
