@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::error::Mark as _;
+use crate::error::{Mark as _, message};
 use crate::front::{self, Published};
 use crate::layout::{self, START_SCRIPT};
 use crate::manifest::Manifest;
@@ -275,7 +275,9 @@ impl Served<'_> {
         if manifest.profile.front.is_some()
             && !front::is_published(node.layout(), manifest, &session.name)?
         {
-            troubles.push("the vhost is not published".to_owned());
+            let fault =
+                if front::runs()? { "the vhost is not published" } else { "nginx does not run" };
+            troubles.push(fault.to_owned());
         }
         Ok(troubles)
     }
@@ -442,7 +444,7 @@ impl Served<'_> {
         self.run_beside("drain", process).hint_with(|| {
             let admitted = match self.run_beside("admit", process) {
                 Ok(()) => "gets requests as before".to_owned(),
-                Err(error) => format!("may get no requests: {error:#}"),
+                Err(error) => format!("may get no requests: {}", message(&error)),
             };
             format!("it was not restarted, and {admitted}")
         })
