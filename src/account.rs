@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::fcntl::Flock;
-use nix::unistd::{Gid, Group, Uid, User};
+use nix::unistd::{AccessFlags, Gid, Group, Uid, User};
 
 use crate::error::{Mark as _, refuse};
 use crate::file;
@@ -106,6 +106,7 @@ pub fn ensure(app: &str, first: u32, taken: &[u32]) -> Result<u32> {
         return Ok(uid);
     }
     let uid = free_id(first.max(FIRST_UID), taken)?;
+    check_writable()?;
     let _shield = Shield::raise();
     // A group of that name without the user is what a killed farmctl leaves.
     remove_group(&name, &lock)?;
@@ -168,6 +169,7 @@ pub fn remove(app: &str) -> Result<()> {
     let lock = hold()?;
     let _shield = Shield::raise();
     if find(app)?.is_some() {
+        check_writable()?;
         Invocation::of(&USERDEL)
             .arg(&name)
             .holding(&lock)?
@@ -176,6 +178,11 @@ pub fn remove(app: &str) -> Result<()> {
     }
     // userdel(8) removes the group as well, unless login.defs says otherwise.
     remove_group(&name, &lock)
+}
+
+/// useradd and userdel say that they cannot lock, and not why.
+fn check_writable() -> Result<()> {
+    nix::unistd::access("/etc", AccessFlags::W_OK).context("writing /etc")
 }
 
 fn free_id(first: u32, taken: &[u32]) -> Result<u32> {

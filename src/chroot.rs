@@ -29,17 +29,19 @@ pub const BORROWED: &str = "/run/farmctl-build";
 const LENT_CERTIFICATES: &str = "ca-certificates.crt";
 /// Settings of pip and uv that name indexes, handed to builds: a company's mirror is
 /// named in them as often as in files.
-const INDEX_VARIABLES: [&str; 10] = [
+const INDEX_VARIABLES: [&str; 12] = [
     "PIP_INDEX_URL",
     "PIP_EXTRA_INDEX_URL",
     "PIP_TRUSTED_HOST",
     "PIP_TIMEOUT",
     "PIP_DEFAULT_TIMEOUT",
+    "PIP_RETRIES",
     "UV_INDEX_URL",
     "UV_DEFAULT_INDEX",
     "UV_EXTRA_INDEX_URL",
     "UV_INDEX",
     "UV_HTTP_TIMEOUT",
+    "UV_HTTP_RETRIES",
 ];
 
 /// A tree with what commands need mounted in it.

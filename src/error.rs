@@ -163,13 +163,12 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
 
 /// A message without std's " (os error 2)": the words say the same.
 fn without_number(text: &str) -> String {
-    match text.split_once(" (os error ") {
-        Some((words, rest)) => match rest.split_once(')') {
-            Some((_, rest)) => format!("{words}{rest}"),
-            None => text.to_owned(),
-        },
-        None => text.to_owned(),
+    let mut parts = text.split(" (os error ");
+    let mut words = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        words.push_str(part.split_once(')').map_or(part, |(_, rest)| rest));
     }
+    words
 }
 
 /// What went wrong, on one line of contexts; lines of tools may follow.
@@ -178,7 +177,10 @@ pub fn message(error: &anyhow::Error) -> String {
     let mut line = String::new();
     let mut last = String::new();
     for cause in error.chain() {
-        let text = without_number(&cause.to_string());
+        let text = match cause.downcast_ref::<nix::errno::Errno>() {
+            Some(number) => number.desc().to_owned(),
+            None => without_number(&cause.to_string()),
+        };
         // `Marked` repeats nothing, but crates that print their source do.
         if text == last || (!last.is_empty() && last.ends_with(&text)) {
             continue;
@@ -235,6 +237,9 @@ mod tests {
             "error: reading x: No such file or directory\n\
              hint: -v shows each command; farmctl doctor looks at the machine"
         );
+        let error = Err::<(), _>(nix::errno::Errno::ENOSPC).context("writing x (os error 5), y");
+        let error = error.expect_err("it was built as an error");
+        assert_eq!(message(&error), "writing x, y: No space left on device");
     }
 
     #[test]

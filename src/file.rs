@@ -123,9 +123,15 @@ pub fn link(target: &Path, path: &Path) -> Result<()> {
 
 fn remove(path: &Path) -> std::io::Result<()> {
     match fs::remove_file(path) {
+        // On a file system that cannot be written unlink(2) does not say which of both it is.
+        Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem && is_missing(path) => Ok(()),
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
+}
+
+fn is_missing(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 /// Removes a file or link if it is there.

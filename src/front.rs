@@ -304,6 +304,14 @@ pub fn is_published(layout: &Layout, manifest: &Manifest, session: &str) -> Resu
         && listener::accepts(front))
 }
 
+/// Whether nginx runs.
+///
+/// # Errors
+/// When that cannot be found out.
+pub fn runs() -> Result<bool> {
+    Ok(nginx::master()?.is_some())
+}
+
 fn is_enabled(app: &str, text: &str) -> Result<bool> {
     let linked = fs::read_link(enabled(app)).is_ok_and(|target| target == available(app));
     Ok(linked && file::read_if_there(&available(app))?.as_deref() == Some(text))

@@ -50,6 +50,21 @@ struct Versioned {
 pub fn parse(bytes: &[u8]) -> Result<Manifest> {
     let context = "reading the manifest";
     let Versioned { schema } = serde_json::from_slice(bytes).context(context)?;
+    check_schema(schema)?;
+    serde_json::from_slice(bytes).context(context)
+}
+
+/// Reads a file index that is kept beside a manifest.
+///
+/// # Errors
+/// When it is none, or a newer farmctl's.
+pub fn parse_index(text: &str) -> Result<FileIndex> {
+    let index: FileIndex = serde_json::from_str(text)?;
+    check_schema(index.schema)?;
+    Ok(index)
+}
+
+fn check_schema(schema: u32) -> Result<()> {
     if schema > SCHEMA {
         return refuse(
             format!("made by a newer farmctl (schema {schema}, this one reads {SCHEMA})"),
@@ -57,7 +72,7 @@ pub fn parse(bytes: &[u8]) -> Result<Manifest> {
         );
     }
     ensure!(schema == SCHEMA, "the manifest has schema {schema}, which never was");
-    serde_json::from_slice(bytes).context(context)
+    Ok(())
 }
 
 /// `.farmctl/manifest.json`.

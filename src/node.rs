@@ -219,7 +219,9 @@ impl Node {
     pub fn manifest(&self, app: &str, version: &str) -> Result<Option<Manifest>> {
         let path = self.layout.release(app, version).join("manifest.json");
         let text = file::read_if_there(&path)?;
-        text.map(|text| manifest::parse(text.as_bytes())).transpose()
+        text.map(|text| manifest::parse(text.as_bytes()))
+            .transpose()
+            .with_context(|| format!("reading {}", path.display()))
     }
 
     /// The file index of an installed release; none if it is not there.
@@ -229,7 +231,7 @@ impl Node {
     pub fn index(&self, app: &str, version: &str) -> Result<Option<FileIndex>> {
         let path = self.layout.release(app, version).join("files.json");
         let read = |text: String| {
-            serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
+            manifest::parse_index(&text).with_context(|| format!("reading {}", path.display()))
         };
         file::read_if_there(&path)?.map(read).transpose()
     }

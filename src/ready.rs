@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::error::message;
 use crate::layout::START_SCRIPT;
 use crate::probe::{self, Visitor};
 use crate::profile::{Front, Process, Sign};
@@ -22,7 +23,7 @@ pub struct Look {
 pub fn fault(socket: &Path, front: &Front, path: &str) -> Option<String> {
     match probe::fetch(socket, &Visitor::of(Some(front)), path, front.timeout.duration()) {
         Ok(answer) => answer.fault(path),
-        Err(error) => Some(format!("it does not answer to {path}: {error:#}")),
+        Err(error) => Some(format!("it does not answer to {path}: {}", message(&error))),
     }
 }
 
@@ -38,7 +39,7 @@ pub fn look(
     let ready = process.ready.as_ref()?;
     let unasked = |result: anyhow::Result<()>| Look {
         status: None,
-        trouble: result.err().map(|error| format!("{error:#}")),
+        trouble: result.err().map(|error| message(&error)),
     };
     Some(match ready.sign() {
         Sign::Http { path, body } => match probe::ask(socket, &Visitor::of(front), path, body) {

@@ -288,7 +288,9 @@ impl Served<'_> {
         if manifest.profile.front.is_some()
             && !front::is_published(node.layout(), manifest, &session.name)?
         {
-            troubles.push("the vhost is not published".to_owned());
+            let fault =
+                if front::runs()? { "the vhost is not published" } else { "nginx does not run" };
+            troubles.push(fault.to_owned());
         }
         Ok(troubles)
     }

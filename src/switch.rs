@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use self::watch::{Watch, unwell};
-use crate::error::Mark as _;
+use crate::error::{Mark as _, message};
 use crate::front;
 use crate::manifest::Manifest;
 use crate::node::{self, Node, Object};
@@ -186,7 +186,7 @@ pub fn to_release(
         );
     })?;
     if let Err(error) = withdraw_preview(&switched) {
-        say(&format!("nginx keeps the vhost of the preview: {error:#}"));
+        say(&format!("nginx keeps the vhost of the preview: {}", message(&error)));
     }
     if switched.confirm_by.is_some() {
         // Who looks whether the new one is right is not to be answered by the old one.
@@ -391,7 +391,7 @@ impl Ending<'_> {
                 return Err(error);
             };
             let (new, old) = (&session.version, &before.version);
-            (self.say)(&format!("{new} does not serve, back to {old}: {error:#}"));
+            (self.say)(&format!("{new} does not serve, back to {old}: {}", message(&error)));
             app = back;
         }
         if app.confirm_by.is_some() {

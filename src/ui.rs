@@ -358,6 +358,12 @@ pub fn table(rows: &[Vec<String>]) -> String {
 /// where there is little room for them, on lines of their own.
 #[must_use]
 pub fn folded(rows: &[Vec<String>], width: usize) -> String {
+    folded_rows(rows, width).join("\n")
+}
+
+/// The same, the lines of each row by themselves.
+#[must_use]
+pub fn folded_rows(rows: &[Vec<String>], width: usize) -> Vec<String> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| {
@@ -372,8 +378,7 @@ pub fn folded(rows: &[Vec<String>], width: usize) -> String {
     let whole = left + widths.last().unwrap_or(&0);
     let is_below = whole > width && width < left + LEAST;
     let indent = if is_below { 4 } else { left };
-    let lines: Vec<String> = rows
-        .iter()
+    rows.iter()
         .map(|row| {
             let mut cells: Vec<String> =
                 row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
@@ -385,8 +390,7 @@ pub fn folded(rows: &[Vec<String>], width: usize) -> String {
             let line = cells.join("  ").trim_end().to_owned();
             last.iter().fold(line, |line, last| format!("{line}\n{:indent$}{last}", ""))
         })
-        .collect();
-    lines.join("\n")
+        .collect()
 }
 
 /// A text in lines of at most `width` columns, but for words that are longer.

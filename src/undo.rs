@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 
 use crate::account;
-use crate::error::{Exit, Mark as _};
+use crate::error::{Exit, Mark as _, message};
 use crate::file;
 use crate::front;
 use crate::layout::{self, Layout};
@@ -140,7 +140,11 @@ pub fn attempt_unless<T>(
             Err(error)
         }
         Err(left) => {
-            let failure = format!("{error:#}; and not all of it could be undone: {left:#}");
+            let failure = format!(
+                "{}; and not all of it could be undone: {}",
+                message(&error),
+                message(&left)
+            );
             Err(anyhow!(failure)).exit(Exit::Left).hint("farmctl gc")
         }
     }

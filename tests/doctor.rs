@@ -79,4 +79,13 @@ fn what_is_broken_is_named_and_mended() {
     assert_alone(&farm);
     let nothing = farm.run(&["doctor", "--fix"]).ok();
     assert_eq!(nothing.stderr, "", "there was nothing left to do");
+
+    let (mark, away) = (farm.state("volumes/fv-shop-1.0/volume.json"), farm.root().join("away"));
+    fs::rename(&mark, &away).expect("it is there");
+    let found = farm.run(&["doctor"]);
+    fs::rename(&away, &mark).expect("it was moved");
+    assert_eq!(found.code, 3, "{}", found.stdout);
+    let gone = "volume fv-shop-1.0 is not on directory: farmctl remove shop --release 1.0, then \
+                install it again\n";
+    assert!(found.stdout.contains(gone), "{}", found.stdout);
 }

@@ -45,35 +45,36 @@ fn who_is_not_root_is_told_how_to_be() {
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
     let program = place.path().join("farmctl");
     fs::copy(FARMCTL, &program).expect("there is room");
-    let verbs: [&[&str]; 16] = [
-        &["bootstrap", "p"],
-        &["lock", "p"],
-        &["bake", "p"],
-        &["install", "f"],
-        &["start", "shop"],
-        &["stop", "shop"],
-        &["restart", "shop"],
-        &["reload", "shop"],
-        &["status", "shop"],
-        &["logs", "shop"],
-        &["shell", "shop"],
-        &["list"],
-        &["remove", "shop"],
-        &["gc"],
-        &["doctor"],
-        &["tend"],
-    ];
+    let help = run(called(FARMCTL, &["--help"])).ok().stdout;
+    let known = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let known = known.take_while(|line| !line.is_empty());
+    let known = known.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    let known = known.filter(|verb| !verb.is_empty());
+    // What only reads files that are named, or prints, is for everybody.
+    let free = ["init", "completions", "manual", "help"];
+    let mut verbs: Vec<Vec<&str>> = Vec::new();
+    for verb in known.filter(|verb| !free.contains(verb)) {
+        verbs.push(match verb {
+            "list" | "gc" | "doctor" | "tend" | "storage" | "key" => vec![verb],
+            "upgrade" => vec![verb, "shop", "f"],
+            "diff" => vec![verb, "shop", "shop"],
+            _ => vec![verb, "shop"],
+        });
+    }
+    verbs.extend([vec!["key", "generate"], vec!["storage", "attach"], vec!["doctor", "--fix"]]);
+    assert!(verbs.len() >= 30, "the verbs were found: {verbs:?}");
     for verb in verbs {
         let mut arguments =
             vec!["--reuid=65534", "--regid=65534", "--clear-groups", word(&program)];
         arguments.extend(["--root", word(farm.root())]);
-        arguments.extend(verb);
+        arguments.extend(&verb);
         let ran = run(called("setpriv", &arguments)).failed(1);
         assert_eq!(
             (ran.error(), ran.hint()),
             ("farmctl must run as root", "sudo farmctl …"),
             "{verb:?}"
         );
+        mistake::row("not root", "1", "none", &masked(ran.stderr.trim_end(), &farm));
     }
 }
 
@@ -338,6 +339,39 @@ fn what_a_requirement_lacks_is_said() {
         let ran = fails(mistake, &farm, &["bake", word(&directory)], 1);
         assert!(ran.error().contains(name), "{}", ran.error());
         assert_eq!(ran.hint(), hint, "{}", ran.error());
+    }
+}
+
+#[test]
+fn a_package_index_that_is_down_is_told_from_one_that_lacks_something() {
+    let farm = Farm::new();
+    // Nobody listens there (port 9 is discard's).
+    let index = "http://127.0.0.1:9/simple";
+    let variables = [
+        ("UV_DEFAULT_INDEX", index),
+        ("PIP_INDEX_URL", index),
+        ("UV_HTTP_RETRIES", "0"),
+        ("PIP_RETRIES", "1"),
+    ];
+    for installer in ["uv", "pip"] {
+        let rest =
+            format!("[python]\nrequirements = \"requirements.txt\"\ninstaller = \"{installer}\"\n");
+        let directory = profile(&farm, &rest);
+        let wanted = format!("nothing==1.0 --hash=sha256:{}\n", "0".repeat(64));
+        fs::write(directory.join("requirements.txt"), wanted).expect("it is ours");
+        farm.run(&["bootstrap", word(&directory)]).ok();
+        let mut bake = farm.command(&["bake", word(&directory), "--output", word(farm.root())]);
+        bake.envs(variables);
+        let before = farm.volumes();
+        let mistake = format!("package index down, {installer}");
+        let ran = mistake::met(&mistake, &farm, run(bake), 1, || ());
+        // What bakes keep for the next one stays.
+        assert!(before.is_subset(&farm.volumes()));
+        let error = ran.error();
+        let start = "baking tiny 1.0: installing the requirements: ";
+        assert!(error.starts_with(start) && error.contains("onnection refused"), "{error}");
+        assert!(!error.contains("0x"), "{error}");
+        assert!(ran.hint().starts_with("is the package index reachable? "), "{}", ran.hint());
     }
 }
 

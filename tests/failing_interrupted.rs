@@ -177,6 +177,62 @@ fn an_interrupted_start_leaves_nothing_running() {
     assert_eq!(farm.state_of("shop"), "stopped");
 }
 
+/// An application that neither gets ready nor lets itself be checked, or ended by SIGTERM, as
+/// long as its directory of data has a file `hold`.
+const HELD: &str = r#"[[data]]
+name = "flag"
+path = "/srv/flag"
+[[process]]
+name = "web"
+check = "test ! -e /srv/flag/hold || exec sleep 86029"
+command = "sleep 86017"
+ready = { command = "test ! -e /srv/flag/hold", within = "5m" }
+"#;
+
+#[test]
+fn an_interrupted_change_of_what_serves_leaves_it_serving() {
+    let farm = Farm::new();
+    for version in ["1.0", "1.1"] {
+        let file = tiny::tarball(&tiny::profile("shop", version, HELD), &out(&farm));
+        farm.run(&["install", word(&file)]).ok();
+    }
+    farm.run(&["start", "shop", "--release", "1.0"]).ok();
+    farm.run(&["upgrade", "shop", "1.1", "--watch", "1s"]).ok();
+    let hold = farm.state("data/shop/flag/hold");
+    for (words, at, error) in [
+        (&["reload", "shop"][..], "reloading the process web", "reloading shop: "),
+        (&["restart", "shop"], "restarting the process web", "restarting shop: "),
+        (&["rollback", "shop"], "starting the process web", "rolling back shop from 1.1 to 1.0: "),
+        (&["upgrade", "shop", "1.0"], "starting the process web", "upgrading shop "),
+        (
+            &["upgrade", "shop", "1.0", "--preview"],
+            "starting the process web",
+            "upgrading shop to 1.0: ",
+        ),
+    ] {
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            fs::write(&hold, "").expect("there is room");
+            let said = interrupt(&farm, words, at, FARMCTL, signal);
+            fs::remove_file(&hold).expect("it was there");
+            assert!(said.starts_with(error) && said.ends_with("interrupted"), "{said}");
+            assert!(!runs("sleep 86029"), "the check is left");
+            let status = farm.run(&["status", "shop", "--json"]).ok().stdout;
+            assert!(status.contains("\"release\": \"1.1\""), "{words:?}: {status}");
+        }
+    }
+    // What ends something goes on to the end of it.
+    let stop = Working::until(&farm, &["stop", "shop"], "removing the session");
+    let ran = stop.end(SIGINT);
+    assert_eq!((ran.code, farm.state_of("shop").as_str()), (0, "stopped"), "{}", ran.stderr);
+    mistake::row("stop gets SIGINT", "0", "none", "(it goes on to its end)");
+    let remove = Working::until(&farm, &["remove", "shop"], "removing the chroot");
+    let ran = remove.end(SIGTERM);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    mistake::row("remove gets SIGTERM", "0", "none", "(it goes on to its end)");
+    assert!(farm.volumes().is_empty());
+    farm.run(&["remove", "shop", "--data"]).ok();
+}
+
 #[test]
 fn a_second_farmctl_is_told_about_the_first() {
     let farm = Farm::new();

@@ -1,7 +1,7 @@
 //! `farmctl init`: what it writes, says and refuses, and that what it wrote serves unedited.
 //!
-//! Five projects as they are in the package index, from nothing to an answer, with a table
-//! at the end: `scripts/test --test init -- --ignored --nocapture`.
+//! Five projects as they are in the package index, and one with a uWSGI ini, from nothing to an
+//! answer, with a table at the end: `scripts/test --test init -- --ignored --nocapture`.
 
 #![expect(clippy::print_stdout, reason = "the table is the test's answer")]
 
@@ -284,13 +284,26 @@ fn fetch(published: &Published, into: &Path) -> PathBuf {
     project
 }
 
-/// From an unpacked sdist to an answer; a row of the table.
+/// From the package index to an answer; a row of the table.
 fn serve(farm: &Farm, published: &Published) -> Vec<String> {
-    let Published { name, port, .. } = published;
+    let Published { sdist, name, port, path, says, .. } = published;
     let project = fetch(published, farm.root());
-    let directory = text(&project);
+    let mut row = vec![(*sdist).to_owned()];
+    row.extend(serve_project(farm, text(&project), name, *port, (path, says)));
+    row
+}
+
+/// From a project's directory to an answer, as `init` writes it and says: what it recognised,
+/// the seconds of each step, and the answer.
+fn serve_project(
+    farm: &Farm,
+    directory: &str,
+    name: &str,
+    port: u16,
+    (path, says): (&str, &str),
+) -> Vec<String> {
     let listen = format!("127.0.0.1:{port}");
-    let mut row = vec![published.sdist.to_owned()];
+    let mut row = Vec::new();
     let timed = |arguments: &[&str]| {
         let began = Instant::now();
         let ran = farm.run(arguments).ok();
@@ -308,16 +321,20 @@ fn serve(farm: &Farm, published: &Published) -> Vec<String> {
     let tarball = ran.stdout.trim().to_owned();
     row.push(timed(&["install", &tarball]).1);
     row.push(timed(&["start", name]).1);
-    let answer = web::get(*port, published.path);
-    assert!(answer.body.contains(published.says), "{name}: {} {}", answer.status, answer.body);
-    row.push(format!("{} {}", published.path, answer.status));
+    let answer = web::get(port, path);
+    assert!(answer.body.contains(says), "{name}: {} {}", answer.status, answer.body);
+    row.push(format!("{path} {}", answer.status));
     assert_eq!(answer.status, 200, "{name}");
     assert_eq!(farm.state_of(name), "running");
     farm.run(&["reload", name]).ok();
-    assert_eq!(web::get(*port, published.path).status, 200, "{name} after a reload");
+    assert_eq!(web::get(port, path).status, 200, "{name} after a reload");
     farm.run(&["stop", name]).ok();
     row
 }
+
+const UWSGI_APP: &str = "def app(environ, start_response):\n    import uwsgi\n    \
+    start_response('200 OK', [('Content-Type', 'text/plain')])\n    \
+    return [b'served by uWSGI ' + uwsgi.version]\n";
 
 #[test]
 fn a_published_project_serves_unedited() {
@@ -327,10 +344,23 @@ fn a_published_project_serves_unedited() {
 
 #[test]
 #[ignore = "ten minutes"]
-fn five_published_projects_serve_unedited() {
+fn five_published_projects_and_a_uwsgi_ini_serve_unedited() {
     let farm = Farm::new();
     let head = ["project", "recognised", "bootstrap", "lock", "bake", "install", "start", "answer"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(PUBLISHED.iter().map(|published| serve(&farm, published)));
+    let ini = project(&[
+        ("shop/__init__.py", ""),
+        ("shop/web.py", UWSGI_APP),
+        ("requirements.txt", "uwsgi==2.0.28\n"),
+        (
+            "uwsgi.ini",
+            "[uwsgi]\nmodule = shop.web:app\nmaster = true\nprocesses = 2\nthreads = 2\n",
+        ),
+    ]);
+    rows.push(vec!["(a uWSGI ini)".to_owned()]);
+    let asked = ("/", "served by uWSGI");
+    let last = serve_project(&farm, text(ini.path()), "init-uwsgi", 8797, asked);
+    rows.last_mut().expect("it was pushed").extend(last);
     println!("{}\nseconds each", farmctl::ui::table(&rows));
 }

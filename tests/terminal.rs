@@ -95,6 +95,8 @@ fn tables_keep_to_a_narrow_terminal() {
     let status = narrow(&["status", "shop"]);
     assert!(status.contains("\n             installed: 2026.11.29.1,\n"), "{status}");
     narrow(&["doctor"]);
+    narrow(&["storage"]);
+    narrow(&["key"]);
 }
 
 #[test]

@@ -95,7 +95,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     } else {
         let row =
             |one: &Outdated| vec![one.name.clone(), format!("{} → {}", one.installed, one.offered)];
-        context.ui.answer(ui::table(&packages.iter().map(row).collect::<Vec<_>>()));
+        let rows: Vec<Vec<String>> = packages.iter().map(row).collect();
+        context.ui.answer(ui::folded(&rows, context.ui.width()));
         let count = packages.len();
         let has =
             if count == 1 { "package has a newer version" } else { "packages have newer versions" };

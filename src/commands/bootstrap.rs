@@ -10,7 +10,7 @@ use super::Context;
 use crate::chroot::{self, Chroot};
 use crate::debian::unpack::{self, Base};
 use crate::debian::{self, Archive, Origin, pool};
-use crate::error::{Exit, refuse};
+use crate::error::{Exit, message, refuse};
 use crate::file;
 use crate::layout;
 use crate::locked::{self, Fit, Network};
@@ -365,7 +365,9 @@ fn restore(cached: &Cached, saved: &Path, tree: &Path, context: &Context) -> Res
             if crate::error::is_no_space(&error) {
                 return Err(error);
             }
-            context.ui.warn(format!("the cache is damaged and is made again ({error:#})"));
+            context
+                .ui
+                .warn(format!("the cache is damaged and is made again ({})", message(&error)));
             for name in file::names_in(tree)? {
                 storage::remove_tree(&tree.join(name))?;
             }

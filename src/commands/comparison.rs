@@ -12,8 +12,9 @@ pub(super) fn side(reading: &Reading) -> Side<'_> {
     Side { manifest: &reading.manifest, files: &reading.files }
 }
 
-/// Differences as people read them; with every path if `all` are asked for.
-pub(super) fn render(diff: &Diff, all: bool) -> String {
+/// Differences as people read them; with every path if `all` are asked for, the
+/// tables within so many columns.
+pub(super) fn render(diff: &Diff, all: bool, width: usize) -> String {
     let mut text = String::new();
     if diff.is_empty() {
         return "no file, package, distribution or key of the profile differs".to_owned();
@@ -22,15 +23,15 @@ pub(super) fn render(diff: &Diff, all: bool) -> String {
     if !diff.profile.is_empty() {
         rows.push(vec!["profile".to_owned(), diff.profile.join(", ")]);
     }
-    text += &ui::table(&rows);
+    text += &ui::folded(&rows, width);
     let counted =
         |group: &Group| vec![diff::describe(&group.owner), versions(group), group.counts()];
-    let table = ui::table(&diff.groups.iter().map(counted).collect::<Vec<_>>());
+    let table = ui::folded_rows(&diff.groups.iter().map(counted).collect::<Vec<_>>(), width);
     if !text.is_empty() && !table.is_empty() {
         text += "\n\n";
     }
-    for (group, line) in diff.groups.iter().zip(table.lines()) {
-        text += line;
+    for (group, lines) in diff.groups.iter().zip(&table) {
+        text += lines;
         text.push('\n');
         text += &paths(group, all);
     }
@@ -166,7 +167,7 @@ mod tests {
 
     #[test]
     fn differences_are_grouped_by_whose_they_are() {
-        insta::assert_snapshot!(render(&compared(), false), @r"
+        insta::assert_snapshot!(render(&compared(), false, 80), @r"
         project, sha256        0123456789ab → fedcba987654
         InRelease of bookworm  2023-11-03T08:26:40Z, with other contents
         profile                process[0].command
@@ -183,8 +184,32 @@ mod tests {
     }
 
     #[test]
+    fn differences_keep_to_a_narrow_terminal() {
+        insta::assert_snapshot!(render(&compared(), false, 50), @r"
+        project, sha256        0123456789ab → fedcba987654
+        InRelease of bookworm  2023-11-03T08:26:40Z, with
+                               other contents
+        profile                process[0].command
+
+        package openssl      3.0.15-1 → 3.0.16-1
+            1 changed
+        distribution Django  4.2
+            1 changed
+          changed  /venv/django.py: content
+        distribution pytz    4.2 → none
+            1 removed
+        project
+            1 changed, 1 added
+          changed  /srv/shop/app.py: content, mode 0644 → 0755
+          added    /srv/shop/new\n.py
+        generated
+            1 with another time
+        ");
+    }
+
+    #[test]
     fn every_path_is_listed_when_asked_for() {
-        let text = render(&compared(), true);
+        let text = render(&compared(), true, 80);
         for line in [
             "  changed  /usr/bin/openssl: content\n",
             "  removed  /venv/pytz.py\n",

@@ -72,7 +72,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             context.ui.done(format!("{heading}: the same release, sha256 {}", before.identity));
         } else {
             context.ui.answer(heading);
-            context.ui.answer(render(&diff, args.files).trim_end());
+            context.ui.answer(render(&diff, args.files, context.ui.width()).trim_end());
         }
     }
     Ok(if same { Exit::Done } else { Exit::NotRight })

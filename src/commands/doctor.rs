@@ -118,7 +118,7 @@ impl Finding {
 /// What is wrong, and what to do about it, in one line.
 fn explained(error: &anyhow::Error) -> String {
     let hint = error::hint_of(error).map_or(String::new(), |hint| format!(": {hint}"));
-    format!("{error:#}{hint}")
+    format!("{}{hint}", error::message(error))
 }
 
 /// Carries the verb out.
@@ -226,11 +226,18 @@ fn examine(node: &Node) -> Result<Vec<Finding>> {
     }
     findings.push(secrets(node)?);
     findings.push(leftovers(node)?);
+    let held = match Held::look(node) {
+        Ok(held) => held,
+        Err(error) => {
+            findings.push(Finding::bad("volumes", explained(&error)));
+            return Ok(findings);
+        }
+    };
     for environment in node.environments()? {
-        findings.push(environment_finding(&environment, node)?);
+        findings.push(environment_finding(&environment, node, &held)?);
     }
     for app in node.apps()? {
-        findings.push(application(&app, node, supervisor.as_ref()));
+        findings.push(application(&app, node, &held, supervisor.as_ref()));
     }
     Ok(findings)
 }
@@ -375,24 +382,59 @@ fn leftovers(node: &Node) -> Result<Finding> {
     Ok(Finding::bad("leftovers", format!("{detail}: farmctl gc")).fix(Remedy::Collect))
 }
 
-fn environment_finding(environment: &EnvironmentRecord, node: &Node) -> Result<Finding> {
+/// Volumes that are there, with the names of their backends.
+struct Held(BTreeSet<(String, String)>);
+
+impl Held {
+    fn look(node: &Node) -> Result<Self> {
+        let mut held = BTreeSet::new();
+        for all in storage::holdings(&node.site())? {
+            let named = all.volumes.into_iter().map(|it| (all.storage.to_owned(), it.name));
+            held.extend(named);
+        }
+        Ok(Self(held))
+    }
+
+    /// Says that a volume is gone, if it is.
+    fn trouble(&self, storage: &str, volume: &str) -> Option<String> {
+        let there = self.0.contains(&(storage.to_owned(), volume.to_owned()));
+        (!there).then(|| format!("volume {volume} is not on {storage}"))
+    }
+}
+
+fn environment_finding(
+    environment: &EnvironmentRecord,
+    node: &Node,
+    held: &Held,
+) -> Result<Finding> {
     let what = format!("environment {}", environment.name);
     let chroot = layout::environment_chroot(&environment.name);
     let ours = |it: &schroot::Registered| it.name == chroot && Some(it.node.as_str()) == node.id();
-    Ok(if schroot::registered()?.iter().any(ours) {
-        Finding::good(what, environment.suite.clone())
-    } else {
-        let again = format!("farmctl remove --environment {}, then bootstrap", environment.name);
-        Finding::bad(what, format!("schroot does not know {chroot}: {again}"))
-    })
+    let volumes =
+        [&environment.volume].into_iter().chain(environment.kept.iter().map(|kept| &kept.volume));
+    let mut troubles: Vec<String> =
+        volumes.filter_map(|volume| held.trouble(&environment.storage, volume)).collect();
+    if !schroot::registered()?.iter().any(ours) {
+        troubles.push(format!("schroot does not know {chroot}"));
+    }
+    if troubles.is_empty() {
+        return Ok(Finding::good(what, environment.suite.clone()));
+    }
+    let again = format!("farmctl remove --environment {}, then bootstrap", environment.name);
+    Ok(Finding::bad(what, format!("{}: {again}", troubles.join("; "))))
 }
 
 /// Whether an application's releases can be begun, and runs what should run.
-fn application(app: &App, node: &Node, supervisor: &dyn Supervise) -> Finding {
+fn application(app: &App, node: &Node, held: &Held, supervisor: &dyn Supervise) -> Finding {
     let what = format!("application {}", app.name);
     let mut troubles = Vec::new();
     let mut fix = Vec::new();
     for release in &app.releases {
+        if let Some(trouble) = held.trouble(&release.storage, &release.volume) {
+            let again = super::reinstall(app, &release.version);
+            troubles.push(format!("{trouble}: {again}"));
+            continue;
+        }
         let chroot = layout::release_chroot(&app.name, &release.version);
         match wanted(node, app, release).and_then(|wanted| schroot::is_registered(&wanted)) {
             Ok(true) => {}

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::record::Subject;
-use crate::error::{Exit, Mark as _};
+use crate::error::{Exit, Mark as _, message};
 use crate::file;
 use crate::kept::{Kept, Step};
 use crate::layout;
@@ -80,14 +80,14 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         }
         if !args.check {
             let finished = finish(&node, transaction, context);
-            failed.extend(finished.err().map(|error| format!("{error:#}")));
+            failed.extend(finished.err().map(|error| message(&error)));
         }
     }
     let unpublished = undo::unpublished(&node)?;
     found.rubbish.extend(unpublished.iter().map(|path| path.display().to_string()));
     if !args.check {
         let removed = undo::remove_unpublished(&node, &|text| context.ui.step(text));
-        failed.extend(removed.err().map(|error| format!("{error:#}")));
+        failed.extend(removed.err().map(|error| message(&error)));
     }
     let orphans = orphans(&node)?;
     found.orphans = orphans.iter().map(ToString::to_string).collect();
@@ -95,7 +95,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         for object in &orphans {
             match undo::remove(object, &node) {
                 Ok(()) => context.ui.step(format!("removed the orphaned {object}")),
-                Err(error) => failed.push(format!("{error:#}")),
+                Err(error) => failed.push(message(&error)),
             }
         }
     }
@@ -125,7 +125,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
                     .step(format!("removed {removed} of compressed segments, not used for long"));
             }
         });
-        failed.extend(removed.err().map(|error| format!("{error:#}")));
+        failed.extend(removed.err().map(|error| message(&error)));
     }
     report(args, &found, context);
     if !failed.is_empty() {

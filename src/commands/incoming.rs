@@ -9,7 +9,7 @@ use super::Context;
 use super::record::Subject;
 use crate::account;
 use crate::debian;
-use crate::error::{self, Mark as _, refuse};
+use crate::error::{self, Mark as _, message, refuse};
 use crate::file;
 use crate::front;
 use crate::hash;
@@ -210,7 +210,7 @@ impl Incoming {
                 if let Err(error) = &tree {
                     run::check_interrupted()?;
                     let version = earlier.release.version;
-                    ui.warn(format!("not taking what {version} has: {error:#}"));
+                    ui.warn(format!("not taking what {version} has: {}", message(error)));
                     storage.remove(&volume)?;
                 }
                 tree.ok()

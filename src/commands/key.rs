@@ -143,12 +143,12 @@ fn list(args: &Args, context: &Context) -> Result<Exit> {
     if args.json {
         context.ui.json(&listing);
     } else {
-        context.ui.answer(render(&listing));
+        context.ui.answer(render(&listing, context.ui.width()));
     }
     Ok(Exit::Done)
 }
 
-fn render(listing: &Listing) -> String {
+fn render(listing: &Listing, width: usize) -> String {
     let mut rows = Vec::new();
     let row = |use_: &str, line: &Line| {
         vec![use_.to_owned(), line.key.clone(), line.file.display().to_string()]
@@ -156,9 +156,11 @@ fn render(listing: &Listing) -> String {
     rows.extend(listing.signing.iter().map(|line| row("signs", line)));
     rows.extend(listing.trusted.iter().map(|line| row("trusted", line)));
     if listing.trusted.is_empty() {
-        rows.push(vec!["trusted".to_owned(), "none: unsigned tarballs are accepted".to_owned()]);
+        rows.push(
+            ["trusted", "none", "unsigned tarballs are accepted"].map(str::to_owned).to_vec(),
+        );
     }
-    ui::table(&rows)
+    ui::folded(&rows, width)
 }
 
 fn generate(key: Option<&Path>, password_file: Option<&Path>, context: &Context) -> Result<Exit> {

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use super::Context;
 use crate::debian::apt::Apt;
 use crate::debian::{self, Archive, Pool};
-use crate::error::{Exit, Mark as _, refuse};
+use crate::error::{Exit, Mark as _, message, refuse};
 use crate::file;
 use crate::locked::{self, Fit, Network};
 use crate::lockfile::{self, Deb, Debian, LockFile, Locked, Python};
@@ -192,7 +192,7 @@ fn show_changes(old: &LockFile, new: &LockFile, context: &Context) {
         .map(|(name, old, new)| vec![name.clone(), format!("{} → {}", version(old), version(new))])
         .collect();
     if !rows.is_empty() {
-        context.ui.answer(ui::table(&rows));
+        context.ui.answer(ui::folded(&rows, context.ui.width()));
     }
 }
 
@@ -421,7 +421,8 @@ impl Locking<'_> {
             }
             // With a network each is built with what fits it alone.
             Err(error) => ui.warn(format!(
-                "no wheels fit all that is built, which is not locked then: {error:#}"
+                "no wheels fit all that is built, which is not locked then: {}",
+                message(&error)
             )),
         }
         Ok(())
@@ -465,9 +466,10 @@ impl Locking<'_> {
         let kept = python::download(&mut stage.chroot, &virtualenv, distributions, &wheels, &show);
         drop(spinner);
         run::check_interrupted()?;
+        let kept = python::explain(kept);
         if let Err(error) = &kept {
             // The lock is right without them.
-            ui.warn(format!("bake --offline will lack distributions: {error:#}"));
+            ui.warn(format!("bake --offline will lack distributions: {}", message(error)));
         }
         Ok(kept.is_ok())
     }

@@ -252,7 +252,8 @@ fn directory_of(path: &Path) -> PathBuf {
 
 /// Reads the manifest of an installed release.
 fn manifest_of(node: &Node, app: &App, version: &str) -> Result<Manifest> {
-    kept(node.manifest(&app.name, version)?, "manifest.json", node, app, version)
+    let manifest = node.manifest(&app.name, version).hint_with(|| reinstall(app, version))?;
+    kept(manifest, "manifest.json", node, app, version)
 }
 
 /// How full a thin pool's metadata is, as the end of a line; nothing for other storage.

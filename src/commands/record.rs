@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use anyhow::{Error, Result};
 
 use super::Context;
-use crate::error::{self, Exit, exit_of};
+use crate::error::{self, Exit, exit_of, message};
 use crate::history::{self, Outcome};
 use crate::node::{self, Node};
 use crate::switch::SwitchedBack;
@@ -71,7 +71,11 @@ impl Subject<'_> {
     }
 
     fn warn(&self, error: &Error) {
-        self.context.ui.warn(format!("the history of {} is not whole: {error:#}", self.app));
+        self.context.ui.warn(format!(
+            "the history of {} is not whole: {}",
+            self.app,
+            message(error)
+        ));
     }
 }
 

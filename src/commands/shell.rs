@@ -85,10 +85,13 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
 /// enter the environment itself: it writes into what it begins, and that is sealed.
 fn in_copy(environment: &EnvironmentRecord, command: &[&str], node: &Node) -> Result<i32> {
     let EnvironmentRecord { name, storage, volume, .. } = environment;
+    let place = storage::named(storage, &node.site())?;
     let mut transaction = node.begin("shell", &format!("env-{name}"))?;
     let session = layout::session(&format!("env-{name}"), transaction.id());
-    let copies = Copies::default();
-    storage::named(storage, &node.site())?.check_copy(&session, volume, copies)?;
+    if let Err(error) = place.check_copy(&session, volume, Copies::default()) {
+        transaction.close()?;
+        return Err(error);
+    }
     transaction.intend(Object::Session { storage: storage.clone(), name: session.clone() })?;
     let status = schroot::begin(&session, &layout::environment_chroot(name))
         .and_then(|_| schroot::enter(&session, "root", command).interactive());

@@ -163,12 +163,12 @@ fn show(args: &Args, node: &Node, context: &Context) -> Result<Exit> {
     if args.json {
         context.ui.json(&listing);
     } else {
-        context.ui.answer(render(&listing));
+        context.ui.answer(render(&listing, context.ui.width()));
     }
     Ok(Exit::Done)
 }
 
-fn render(listing: &Listing) -> String {
+fn render(listing: &Listing, width: usize) -> String {
     let size = |bytes: Option<u64>| bytes.map_or("-".to_owned(), ui::size);
     let metadata = super::metadata(listing.metadata_percent);
     let mut text = format!(
@@ -189,7 +189,7 @@ fn render(listing: &Listing) -> String {
                 state.to_owned(),
             ]
         }));
-        text += &format!("\n\n{}", ui::table(&rows));
+        text += &format!("\n\n{}", ui::folded(&rows, width));
     }
     if !listing.sessions.is_empty() {
         let mut rows = vec![["SESSION", "STORAGE", "WRITTEN", "OF"].map(str::to_owned).to_vec()];
@@ -197,7 +197,7 @@ fn render(listing: &Listing) -> String {
             let of = if session.whole { size(session.room_bytes) } else { "lost: full".to_owned() };
             vec![session.name.clone(), session.storage.to_owned(), size(session.written_bytes), of]
         }));
-        text += &format!("\n\n{}", ui::table(&rows));
+        text += &format!("\n\n{}", ui::folded(&rows, width));
     }
     text
 }

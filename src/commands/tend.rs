@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::Context;
 use super::record::Subject;
-use crate::error::{self, Exit};
+use crate::error::{self, Exit, message};
 use crate::front;
 use crate::history::{self, Outcome};
 use crate::manifest::Manifest;
@@ -168,7 +168,7 @@ pub(super) fn bring_all_back(node: &Node, context: &Context) -> Result<Exit> {
         let _lock = match node.lock(&app.name, "tend") {
             Ok(lock) => lock,
             Err(error) => {
-                context.ui.step(format!("left alone: {error:#}"));
+                context.ui.step(format!("left alone: {}", message(&error)));
                 continue;
             }
         };

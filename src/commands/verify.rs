@@ -173,7 +173,7 @@ fn rebuild(path: &Path, profile: &Path, args: &Args, context: &Context) -> Resul
         return Ok(Exit::Done);
     }
     if !args.json {
-        context.ui.answer(render(&diff, false).trim_end());
+        context.ui.answer(render(&diff, false, context.ui.width()).trim_end());
     }
     context.ui.warn(format!(
         "baked again, {what} has other bytes: sha256 {} → {}",

@@ -261,13 +261,23 @@ impl Apt {
                 call = call.arg(&offer.uri).arg(target.join(&offer.deb.file));
                 call = call.arg(format!("SHA256:{}", offer.deb.sha256));
             }
-            call.run().context("fetching packages")?;
+            call.run().context("fetching packages").or_else(explain)?;
             let more = size(batch);
             progress(done.fetch_add(more, Ordering::Relaxed) + more, all);
             Ok(())
         })?;
         Ok(())
     }
+}
+
+/// Says how to go on when a package could not be fetched, or is not what was promised.
+fn explain(error: anyhow::Error) -> Result<()> {
+    let text = format!("{error:#}");
+    let rest = text.split_once("Failed to fetch ").map(|(_, rest)| rest);
+    let Some(uri) = rest.and_then(|rest| rest.split_whitespace().next()) else {
+        return Err(error);
+    };
+    Err(error).hint(format!("is the mirror reachable, and the file there whole? curl --head {uri}"))
 }
 
 /// The sources and pins of an environment, for [`Apt::read`].

@@ -161,7 +161,8 @@ const KNOWN: [Known; 27] = [
         &["libopenblas0"],
         &["libopenblas0"],
     ),
-    known("uwsgi", Comes::Source, &[], &[], &[]),
+    // Linked with the shared library, which is a package besides the interpreter's.
+    known("uwsgi", Comes::Source, &[], &["libpython3.11"], &["libpython3.13"]),
     known("uwsgitop", Comes::Source, &[], &[], &[]),
     known("weasyprint", Comes::Loads, &[], PANGO, PANGO),
     known(

@@ -632,6 +632,7 @@ mod tests {
         harakiri = 20
         ");
         assert_eq!(profile.build.packages, ["build-essential", "python3-dev"]);
+        assert_eq!(profile.environment.packages, ["python3", "libpython3.11"]);
         let command = &profile.processes[0].command;
         assert!(
             command.starts_with("uwsgi --http-socket \"${listen_web#unix:}\" --ini"),

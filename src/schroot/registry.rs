@@ -256,7 +256,7 @@ fn forget(name: &str) -> Result<()> {
             file::remove_if_there(&profile.join(name))?;
         }
         match fs::remove_dir(profile) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if profile.exists() => {
                 return Err(error).with_context(|| format!("removing {}", profile.display()));
             }
             _ => {}

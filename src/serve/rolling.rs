@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::Served;
-use crate::error::Mark as _;
+use crate::error::{Mark as _, message};
 use crate::profile::Process;
 use crate::run::Shield;
 
@@ -18,7 +18,9 @@ impl Served<'_> {
             let _shield = Shield::raise();
             let admitted = match self.admit(process) {
                 Ok(()) => "gets requests as before".to_owned(),
-                Err(error) => format!("may get no requests until farmctl tend: {error:#}"),
+                Err(error) => {
+                    format!("may get no requests until farmctl tend: {}", message(&error))
+                }
             };
             format!("it was not restarted, and {admitted}")
         })

@@ -338,6 +338,14 @@ pub fn lasts(written: u64, elapsed: i64, left: u64) -> Option<i64> {
 /// Seconds after which a session's writing says something about its pace.
 const MEASURED: u64 = 60;
 
+/// What to do about a volume that is gone or damaged.
+const OF_VOLUMES: &str = "farmctl doctor says whose it is, and how it is made again";
+
+/// Refuses because a volume that is wanted is not there.
+fn no_volume<T>(name: &str) -> Result<T> {
+    refuse(format_args!("there is no volume {name}"), OF_VOLUMES)
+}
+
 /// Names of all backends, the best first.
 pub const NAMES: [&str; 4] = ["lvm-thin", "lvm", "btrfs", "directory"];
 

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{Access, Mark, Usage, Volume};
-use crate::error::refuse;
+use crate::error::{Mark as _, refuse};
 use crate::mount;
 use crate::run::check_interrupted;
 
@@ -69,10 +69,12 @@ impl Shelf {
         let path = self.volume(name).join("volume.json");
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => bail!("no volume {name}"),
+            Err(error) if error.kind() == ErrorKind::NotFound => return super::no_volume(name),
             Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
         };
-        serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
+        serde_json::from_str(&text)
+            .with_context(|| format!("reading {}", path.display()))
+            .hint(super::OF_VOLUMES)
     }
 
     fn write(&self, name: &str, record: &Record) -> Result<()> {

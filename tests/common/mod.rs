@@ -402,6 +402,25 @@ pub fn in_namespace(name: &str) -> bool {
     false
 }
 
+/// Runs the test of this name again in a lane (`scripts/lane`), where nginx, /etc and ports are
+/// its own. Answers whether this is that run: the test is to be carried out there alone.
+#[track_caller]
+#[must_use]
+pub fn in_lane(name: &str) -> bool {
+    if Path::new("/run/lane").is_dir() {
+        return true;
+    }
+    let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/lane"));
+    command
+        .arg(env::current_exe().expect("it is running"))
+        .args(["--exact", name, "--nocapture", "--include-ignored"])
+        .stdin(Stdio::null());
+    let ran = run(command);
+    assert_eq!(ran.code, 0, "{}\n{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.contains("1 passed"), "no test is called {name}");
+    false
+}
+
 /// Waits until `look` holds; fails after `within`.
 #[track_caller]
 #[expect(clippy::disallowed_methods, reason = "the pause between two looks")]

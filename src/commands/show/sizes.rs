@@ -44,7 +44,9 @@ pub(super) fn picture(manifest: &Manifest, sizes: &Sizes, columns: usize) -> Pic
     let left = if bar > 0 { 2 + name + 2 + bar } else { 2 + name };
 
     let mut picture = Picture::default();
-    let title = format!("{} {}: {} paths", manifest.name, manifest.version, sizes.total.paths);
+    let paths = usize::try_from(sizes.total.paths).unwrap_or(usize::MAX);
+    let paths = ui::count(paths, "path");
+    let title = format!("{} {}: {paths}", manifest.name, manifest.version);
     picture.add(format!("{:<left$}{}\n", cut(&title, left), figures.head()));
     for (group, rows) in &groups {
         let color = color(group.kind);

@@ -151,7 +151,7 @@ impl Lvm {
     }
 
     fn require(&self, name: &str) -> Result<LogicalVolume> {
-        self.find(name)?.with_context(|| format!("no volume {name}"))
+        self.find(name)?.map_or_else(|| super::no_volume(name), Ok)
     }
 
     /// Makes a volume's device, if there is none.
