@@ -1,8 +1,9 @@
 //! What became of a tree since it was packed.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -90,11 +91,12 @@ pub fn compare(
     capabilities: &[Capability],
     progress: Progress<'_>,
 ) -> Result<Vec<Difference>> {
-    compare_tree(tree, index, capabilities, Some(progress))
+    compare_tree(tree, index, capabilities, &Opened::All(progress))
         .with_context(|| format!("comparing {}", tree.display()))
 }
 
-/// As [`compare`], but what files hold is not read.
+/// As [`compare`], but what files hold is not read, and only those that were `made` anew are
+/// opened, for their capabilities.
 ///
 /// # Errors
 /// When the tree cannot be read.
@@ -102,17 +104,25 @@ pub(super) fn compare_unread(
     tree: &Path,
     index: &FileIndex,
     capabilities: &[Capability],
+    made: &HashSet<&str>,
 ) -> Result<Vec<Difference>> {
-    compare_tree(tree, index, capabilities, None)
+    compare_tree(tree, index, capabilities, &Opened::Only(made))
         .with_context(|| format!("comparing {}", tree.display()))
 }
 
-/// Without `progress`, what files hold is not read.
+/// Which files are opened.
+enum Opened<'a> {
+    /// All, and read.
+    All(Progress<'a>),
+    /// Those at these paths, and not read. The rest have the capabilities they should.
+    Only(&'a HashSet<&'a str>),
+}
+
 fn compare_tree(
     tree: &Path,
     index: &FileIndex,
     capabilities: &[Capability],
-    progress: Option<Progress<'_>>,
+    opened: &Opened<'_>,
 ) -> Result<Vec<Difference>> {
     let tree = Tree::open(tree)?;
     let all = tree.walk()?;
@@ -122,11 +132,10 @@ fn compare_tree(
         .collect();
     let total = all.iter().map(Found::content).sum();
     let done = AtomicU64::new(0);
-    let read = progress.map(|progress| {
-        let done = &done;
-        move |count| progress(done.fetch_add(count, Relaxed) + count, total)
-    });
-    let read = read.as_ref().map(|read| read as Advance<'_>);
+    let advance = |count| match opened {
+        Opened::All(progress) => progress(done.fetch_add(count, Relaxed) + count, total),
+        Opened::Only(_) => Ok(()),
+    };
     // Twice as many: they wait for the disk.
     let threads = 2 * parallel::processors();
     let compared = parallel::each(&paired(index, &all), threads, |pair| {
@@ -138,7 +147,14 @@ fn compare_tree(
             (Some(entry), Some(found)) => {
                 let capability = capabilities.get(entry.path.as_str()).cloned();
                 let expected = Member::of_entry(entry, capability);
-                let what = describe_change(&tree, &all, found, entry, &expected, read)?;
+                let look = || match opened {
+                    Opened::Only(made) if !made.contains(entry.path.as_str()) => {
+                        Ok((found.member(&all, expected.capability.clone())?, None))
+                    }
+                    Opened::Only(_) => Ok((tree.describe(&all, found)?.0, None)),
+                    Opened::All(_) => tree.describe(&all, found),
+                };
+                let what = describe_change(&all, found, entry, &expected, &look, &advance)?;
                 let (path, owner) = (entry.path.clone(), entry.owner.clone());
                 (!what.is_empty()).then_some(Difference::Changed { path, owner, what })
             }
@@ -170,18 +186,18 @@ fn paired<'a>(
     }
 }
 
-/// Told how many bytes more were read.
-type Advance<'a> = &'a (dyn Fn(u64) -> Result<()> + Sync);
+/// What a path on disk is, and the file if its content counts.
+type Look<'a> = &'a dyn Fn() -> Result<(Member, Option<File>)>;
 
-/// What a path has become, in words; empty if it is what it was. Content counts if it is to be
-/// read.
+/// What a path has become, in words; empty if it is what it was. `advance` is told how many
+/// bytes more were read.
 fn describe_change(
-    tree: &Tree,
     all: &[Found],
     found: &Found,
     entry: &FileEntry,
     expected: &Member,
-    read: Option<Advance<'_>>,
+    look: Look<'_>,
+    advance: &dyn Fn(u64) -> Result<()>,
 ) -> Result<String> {
     let target = match found.shape {
         Shape::Special(what) => return Ok(format!("{what} instead of {}", expected.body.name())),
@@ -193,13 +209,12 @@ fn describe_change(
     if target.is_none() {
         return Ok("link to a name that is not UTF-8".to_owned());
     }
-    let (mut now, file) = tree.describe(all, found)?;
+    let (mut now, file) = look()?;
     if now.body == Body::Directory {
         now.mtime = expected.mtime;
     }
     let mut what = now.difference(expected);
-    if let (FileKind::File { size, sha256 }, Some(file), Some(advance)) = (&entry.kind, file, read)
-    {
+    if let (FileKind::File { size, sha256 }, Some(file)) = (&entry.kind, file) {
         if *size == found.size() {
             let read = read_file(&file, *size, &mut |piece| advance(piece.len() as u64));
             if read.with_context(|| format!("reading {}", entry.path))? != *sha256 {

@@ -85,7 +85,7 @@ impl Patch<'_> {
     }
 
     /// Changes a copy of the other release's tree and compares all of it with the file index;
-    /// what files of a verified copy hold is not read again. Ends with syncfs(2). Wants root.
+    /// what files of a verified copy hold, and their capabilities, are not read again. Ends with syncfs(2). Wants root.
     /// Progress counts bytes of what is being done.
     ///
     /// After an error the tree is neither: the caller throws it away.
@@ -110,7 +110,9 @@ impl Patch<'_> {
             let capabilities = &archive.manifest().capabilities;
             let differences = match copied {
                 Copied::Unknown => compare(target, archive.files(), capabilities, progress),
-                Copied::Verified => compare_unread(target, archive.files(), capabilities),
+                Copied::Verified => {
+                    compare_unread(target, archive.files(), capabilities, &self.made)
+                }
             }?;
             if let Some(first) = differences.first() {
                 bail!("{first}");

@@ -283,41 +283,44 @@ impl Tree {
     /// The member a path on disk makes, its time unclamped, and the open file if it is
     /// one. `all` is the walk it comes from.
     pub fn describe(&self, all: &[Found], found: &Found) -> Result<(Member, Option<File>)> {
-        let text = |bytes: &[u8]| {
-            let text = String::from_utf8(bytes.to_vec()).ok();
-            text.with_context(|| format!("{}: a name that is not UTF-8", found.shown()))
-        };
-        let mut file = None;
-        let mut capability = None;
-        let body = match &found.shape {
-            Shape::Directory => Body::Directory,
-            Shape::Symlink(target) => Body::Symlink { target: text(target)? },
-            Shape::HardLink(original) => Body::HardLink { target: text(&all[*original].path)? },
-            Shape::File => {
-                let opened = self.open_file(&found.path)?;
-                capability = capability_of(&opened)
-                    .with_context(|| format!("reading the capabilities of {}", found.shown()))?;
-                file = Some(opened);
-                Body::File { size: found.size() }
-            }
-            Shape::Special(what) => {
-                bail!("{} is {what}, which has no place in a release", found.shown())
-            }
-        };
-        let member = Member {
-            path: text(&found.path)?,
-            body,
-            mode: found.mode(),
-            uid: found.stat.st_uid,
-            gid: found.stat.st_gid,
-            mtime: found.stat.st_mtime.max(0),
-            capability,
-        };
-        Ok((member, file))
+        if found.shape != Shape::File {
+            return Ok((found.member(all, None)?, None));
+        }
+        let file = self.open_file(&found.path)?;
+        let capability = capability_of(&file)
+            .with_context(|| format!("reading the capabilities of {}", found.shown()))?;
+        Ok((found.member(all, capability)?, Some(file)))
     }
 }
 
 impl Found {
+    /// The member it makes, with these capabilities and its time unclamped. `all` is the walk
+    /// it comes from.
+    pub fn member(&self, all: &[Found], capability: Option<Vec<u8>>) -> Result<Member> {
+        let text = |bytes: &[u8]| {
+            let text = String::from_utf8(bytes.to_vec()).ok();
+            text.with_context(|| format!("{}: a name that is not UTF-8", self.shown()))
+        };
+        let body = match &self.shape {
+            Shape::Directory => Body::Directory,
+            Shape::Symlink(target) => Body::Symlink { target: text(target)? },
+            Shape::HardLink(original) => Body::HardLink { target: text(&all[*original].path)? },
+            Shape::File => Body::File { size: self.size() },
+            Shape::Special(what) => {
+                bail!("{} is {what}, which has no place in a release", self.shown())
+            }
+        };
+        Ok(Member {
+            path: text(&self.path)?,
+            body,
+            mode: self.mode(),
+            uid: self.stat.st_uid,
+            gid: self.stat.st_gid,
+            mtime: self.stat.st_mtime.max(0),
+            capability,
+        })
+    }
+
     /// Permission bits, 12 of them.
     pub fn mode(&self) -> u32 {
         self.stat.st_mode & 0o7777
