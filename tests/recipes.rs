@@ -2,16 +2,14 @@
 //! project of a few lines, and asked. All but uWSGI's have one environment, that of
 //! `profiles/hello`.
 
+#[path = "common/broker.rs"]
+mod broker;
 mod common;
 
 use std::fs;
-use std::net::TcpStream;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
 
-use common::{Farm, Running, called, in_lane, tool, wait_for};
+use common::{Farm, in_lane, tool};
 
 /// Where the broker of the Celery recipe listens.
 const BROKER: u16 = 18_098;
@@ -181,22 +179,6 @@ fn serve(farm: &Farm, tried: &Tried) {
     fs::remove_file(baked.stdout.trim()).expect("it was baked");
 }
 
-/// Starts a Redis.
-fn broker(farm: &Farm) -> Running {
-    // The package with the daemon would start one; its program is this one by that name.
-    let program = farm.root().join("redis-server");
-    symlink("/usr/bin/redis-check-rdb", &program).expect("there is room");
-    let port = BROKER.to_string();
-    let mut command =
-        called(word(&program), &["--port", &port, "--bind", "127.0.0.1", "--save", ""]);
-    let child = command.stdout(Stdio::null()).spawn().expect("redis-tools is installed");
-    let broker = Running(child);
-    wait_for("Redis", Duration::from_secs(10), || {
-        TcpStream::connect(("127.0.0.1", BROKER)).is_ok()
-    });
-    broker
-}
-
 #[test]
 fn the_flask_recipe_serves_as_it_is_written() {
     if in_lane("the_flask_recipe_serves_as_it_is_written") {
@@ -212,7 +194,7 @@ fn the_other_recipes_serve_as_they_are_written() {
         return;
     }
     let farm = Farm::new();
-    let _broker = broker(&farm);
+    let _broker = broker::start(&farm, BROKER);
     for tried in &OTHERS {
         serve(&farm, tried);
     }

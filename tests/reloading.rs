@@ -1,5 +1,7 @@
 //! Reloads of real servers under load: each by its own way, and nobody notices.
 
+#[path = "common/broker.rs"]
+mod broker;
 mod common;
 #[expect(dead_code, reason = "other tests use more of it")]
 #[path = "common/signal.rs"]
@@ -13,13 +15,10 @@ mod web;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::TcpStream;
-use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{Farm, Running, called, copy, wait_for};
+use common::{Farm, copy, wait_for};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use signal::{Working, word};
@@ -87,22 +86,6 @@ fn every_server_is_reloaded_under_load_in_its_own_way_without_a_failure() {
 /// Tasks sent before each step: seconds of work.
 const TASKS: [usize; 3] = [900, 150, 150];
 
-/// Starts a Redis.
-fn broker(farm: &Farm) -> Running {
-    // The package with the daemon would start one; its program is this one by that name.
-    let program = farm.root().join("redis-server");
-    symlink("/usr/bin/redis-check-rdb", &program).expect("there is room");
-    let program = program.to_str().expect("the path is ours");
-    let port = BROKER.to_string();
-    let mut command = called(program, &["--port", &port, "--bind", "127.0.0.1", "--save", ""]);
-    let child = command.stdout(Stdio::null()).spawn().expect("redis-tools is installed");
-    let broker = Running(child);
-    wait_for("Redis", Duration::from_secs(10), || {
-        TcpStream::connect(("127.0.0.1", BROKER)).is_ok()
-    });
-    broker
-}
-
 #[test]
 #[expect(clippy::print_stderr, reason = "measured figures, shown with --nocapture")]
 fn no_task_is_lost_or_done_twice_when_its_worker_is_replaced() {
@@ -115,7 +98,7 @@ fn no_task_is_lost_or_done_twice_when_its_worker_is_replaced() {
     fs::write(&profile, text.replace("version = \"1.0\"", "version = \"1.1\""))
         .expect("it was copied");
     let second = farm.bake(&directory);
-    let _broker = broker(&farm);
+    let _broker = broker::start(&farm, BROKER);
     farm.run(&["install", first.to_str().expect("the path is ours")]).ok();
     farm.run(&["start", "queue"]).ok();
     let numbers = farm.root().join("var/lib/farmctl/data/queue/done/numbers");

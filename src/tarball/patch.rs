@@ -85,8 +85,8 @@ impl Patch<'_> {
     }
 
     /// Changes a copy of the other release's tree and compares all of it with the file index;
-    /// what files of a verified copy hold, and their capabilities, are not read again. Ends with syncfs(2). Wants root.
-    /// Progress counts bytes of what is being done.
+    /// what files of a verified copy hold, and their capabilities, are not read again. Ends with
+    /// syncfs(2). Wants root. Progress counts bytes of what is being done.
     ///
     /// After an error the tree is neither: the caller throws it away.
     ///
