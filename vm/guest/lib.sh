@@ -65,9 +65,10 @@ assert_status() {
 served() { curl --silent --show-error --fail --max-time $((10 * VM_SLOWNESS)) "$1"; }
 
 # load_begin URL SECONDS [PAUSE]: requests from 8 connections, in the background, PAUSE
-# milliseconds (0) after the answer before.
+# milliseconds (0) after the answer before. With wrk an answer that takes longer than its
+# timeout is an error, though it came.
 load_begin() {
-    wrk --threads 1 --connections 8 --duration "$2" --timeout $((10 * VM_SLOWNESS)) \
+    wrk --threads 1 --connections 8 --duration "$2" --timeout 30 \
         --script "$SHARE/guest/load.lua" "$1" -- "${3:-0}" >/run/vm/load &
     load=$!
 }
