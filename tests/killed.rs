@@ -38,7 +38,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -91,14 +91,16 @@ fn words(all: &[&str]) -> Vec<String> {
     all.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Those that change something and are not here: `lock`, `dev` and `upgrade --in-place`, which
-/// nobody has walked yet; `init` publishes one file, as `key-trust` does; `upgrade NAME FILE` is `install` and then `upgrade`, and what was
-/// installed stays when it is killed between them; `upgrade --confirm-within` is `upgrade` and
-/// `confirm`; `doctor --fix` is apt-get(8), `gc`, `tend` and one more file; `stop --preview` is
-/// a part of `stop`, and what `remove` does with one release or an environment a part of what
-/// it does with all; `shell` without `--write` and the verbs that only look change nothing. LVM
-/// and systemd are for machines of their own (`vm/tests`).
-static VERBS: [Verb; 23] = [
+/// Those that change something and are not here: `dev`, which does what `upgrade --in-place`
+/// does, or changes files of a session that it begins anew when it is typed again; `init`, which
+/// publishes one file, as `key-trust` does; `upgrade NAME FILE`, which is `install` and then
+/// `upgrade`, and what was installed stays when it is killed between them; `upgrade
+/// --confirm-within`, which is `upgrade` and `confirm`; `doctor --fix`, which is apt-get(8), `gc`,
+/// `tend` and one more file; `stop --preview`, a part of `stop`, and what `remove` does with one
+/// release or an environment, a part of what it does with all; `shell` without `--write` and the
+/// verbs that only look, which change nothing. LVM and systemd are for machines of their own
+/// (`vm/tests`).
+static VERBS: [Verb; 25] = [
     Verb {
         name: "bootstrap",
         before: |_| (),
@@ -112,6 +114,14 @@ static VERBS: [Verb; 23] = [
         before: |field| field.ok(&["bootstrap", word(&field.profile)]),
         words: |field| words(&["bake", word(&field.profile), "--output", word(&field.out)]),
         back: |field| fs::remove_file(field.baked()).expect("it was baked"),
+        serves: false,
+        once: false,
+    },
+    Verb {
+        name: "lock",
+        before: |field| field.ok(&["bootstrap", word(&field.profile)]),
+        words: |field| words(&["lock", word(&field.profile)]),
+        back: |field| fs::remove_file(field.profile.join("farmctl.lock")).expect("it was written"),
         serves: false,
         once: false,
     },
@@ -235,6 +245,24 @@ static VERBS: [Verb; 23] = [
         back: |field| field.ok(&["rollback", "shop", "--watch", "1s"]),
         serves: true,
         once: true,
+    },
+    Verb {
+        name: "in-place",
+        before: |field| {
+            let tarball = field.farm.bake(&field.revised());
+            field.ok(&["install", word(&tarball)]);
+            field.ok(&["start", "revised"]);
+        },
+        words: |field| {
+            let other = field.revised().join("other");
+            words(&["upgrade", "revised", &format!("--in-place={}", word(&other))])
+        },
+        back: |field| {
+            field.ok(&["upgrade", "revised", "1.0", "--watch", "1s"]);
+            field.ok(&["remove", "revised", "--release", "1.0.p1"]);
+        },
+        serves: true,
+        once: false,
     },
     Verb {
         name: "confirm",
@@ -370,7 +398,7 @@ impl Field {
         let (first, second) = (packed(&Shop::new("1.0"), &farm), packed(&second, &farm));
         let cache = root.join("cache");
         let field = Self { farm, verb, cache, profile, out, first, second };
-        if ["bootstrap", "bake", "shell-source"].contains(&verb.name) {
+        if ["bootstrap", "bake", "lock", "shell-source"].contains(&verb.name) {
             field.lend_environment(&text);
         }
         (verb.before)(&field);
@@ -425,10 +453,13 @@ impl Field {
 
     /// Takes away whatever was made.
     fn clear(&self) {
-        let verbs: [&[&str]; 6] = [
+        let verbs: [&[&str]; 9] = [
             &["gc"],
             &["stop", "shop"],
             &["remove", "shop", "--data"],
+            &["stop", "revised"],
+            &["remove", "revised", "--data"],
+            &["remove", "--environment", "revised"],
             &["remove", "--environment", "tiny"],
             &["storage", "remove"],
             &["gc", "--orphans"],
@@ -443,6 +474,20 @@ impl Field {
         self.ok(&["install", word(&self.first)]);
         self.ok(&["install", word(&self.second)]);
         self.ok(&["start", "shop", "--release", "1.0"]);
+    }
+
+    /// A profile with a project, and the project with another text beside it.
+    fn revised(&self) -> PathBuf {
+        let directory = self.farm.root().join("profiles/revised");
+        if !directory.exists() {
+            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/revised");
+            common::copy(&source, &directory);
+            common::copy(&source.join("project"), &directory.join("other"));
+            let module = directory.join("other/revised.py");
+            let code = fs::read_to_string(&module).expect("it was copied");
+            fs::write(&module, code.replace("b\"one\"", "b\"two\"")).expect("it was copied");
+        }
+        directory
     }
 
     /// Leaves the vhost that says that nobody is there.
