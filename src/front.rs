@@ -6,6 +6,7 @@
 
 mod access;
 mod certificate;
+mod export;
 mod listener;
 mod nginx;
 mod page;
@@ -22,18 +23,17 @@ use nix::fcntl::Flock;
 
 pub use self::access::{Counted, Traffic, forget_requests};
 use self::certificate::Certificate;
+pub use self::export::{export_session, export_session_again, export_static, serves};
 pub use self::listener::connections;
 pub use self::nginx::{check, describe_take_up};
 use self::vhost::Site;
 pub use self::vhost::address;
 use crate::error::refuse;
 use crate::file;
-use crate::inside::{self, Inside};
 use crate::layout::{
     self, Layout, NGINX_AVAILABLE, NGINX_ENABLED, WAY_BACKUP, WAY_FILES, WAY_SOCKET,
 };
 use crate::manifest::Manifest;
-use crate::node::{Object, Transaction};
 use crate::place;
 use crate::run::{Shield, Tool};
 
@@ -64,114 +64,6 @@ fn available(app: &str) -> PathBuf {
 
 fn enabled(app: &str) -> PathBuf {
     Path::new(NGINX_ENABLED).join(layout::vhost(app))
-}
-
-/// Copies the directories nginx serves out of a release's tree, root-owned and without
-/// links, to where [`switch`] can point it.
-///
-/// # Errors
-/// When the release has no such directory, or it cannot be copied.
-pub fn export_static(
-    manifest: &Manifest,
-    tree: &Path,
-    layout: &Layout,
-    transaction: &mut Transaction,
-) -> Result<()> {
-    if !is_exported(layout, manifest) {
-        return Ok(());
-    }
-    let target = layout.static_export(&manifest.name, &manifest.version);
-    transaction.intend(Object::Path { path: target.clone() })?;
-    // What an interrupted removal left of an earlier release of this version.
-    if target.exists() {
-        fs::remove_dir_all(&target).with_context(|| format!("removing {}", target.display()))?;
-    }
-    export(layout, manifest, tree, &target)
-}
-
-/// Whether nginx serves anything out of a release.
-fn is_exported(layout: &Layout, manifest: &Manifest) -> bool {
-    !vhost::exported(layout, manifest).is_empty() || page::of(manifest).is_some()
-}
-
-/// The same of a session whose files were changed since it began; nginx finds the new ones
-/// with the next request. They go with the session.
-///
-/// # Errors
-/// As [`export_static`].
-pub fn export_session(
-    manifest: &Manifest,
-    session: &str,
-    tree: &Path,
-    layout: &Layout,
-) -> Result<()> {
-    if !is_exported(layout, manifest) {
-        return Ok(());
-    }
-    let all = layout.static_export(&manifest.name, session);
-    let before = generation(&all)?;
-    let next = before.map_or(1, |number| number + 1);
-    // Not a number before it is whole.
-    let part = all.join(".part");
-    crate::storage::remove_tree(&part)?;
-    export(layout, manifest, tree, &part)?;
-    let target = all.join(next.to_string());
-    fs::rename(&part, &target).with_context(|| format!("publishing {}", target.display()))?;
-    make_way(layout, manifest, session, None)?;
-    if is_led_to(layout, &manifest.name, session) {
-        page::show(layout, &manifest.name, session)?;
-    }
-    match before {
-        Some(number) => crate::storage::remove_tree(&all.join(number.to_string())),
-        None => Ok(()),
-    }
-}
-
-/// The same again, if it was done before: the files were changed once more.
-///
-/// # Errors
-/// As [`export_static`].
-pub fn export_session_again(
-    manifest: &Manifest,
-    session: &str,
-    tree: &Path,
-    layout: &Layout,
-) -> Result<()> {
-    match generation(&layout.static_export(&manifest.name, session))? {
-        Some(_) => export_session(manifest, session, tree, layout),
-        None => Ok(()),
-    }
-}
-
-/// The newest number of what was exported of a session.
-fn generation(all: &Path) -> Result<Option<u64>> {
-    Ok(file::names_in(all)?.iter().filter_map(|name| name.parse().ok()).max())
-}
-
-/// Whether a path of a release is among what nginx serves out of it.
-#[must_use]
-pub fn serves(layout: &Layout, manifest: &Manifest, path: &Path) -> bool {
-    page::of(manifest) == Some(path)
-        || vhost::exported(layout, manifest).iter().any(|(_, files)| path.starts_with(&files.path))
-}
-
-fn export(layout: &Layout, manifest: &Manifest, tree: &Path, target: &Path) -> Result<()> {
-    file::make_directory(target, 0o755)?;
-    let inside = Inside::open(tree)?;
-    page::export(manifest, &inside, target)?;
-    for (index, files) in vhost::exported(layout, manifest) {
-        let copy = target.join(index.to_string());
-        let Some(directory) = inside.directory(&files.path)? else {
-            return refuse(
-                format_args!("the release has no directory {}", files.path.display()),
-                "[[front.static]] names it: correct the profile, or make it with a job at bake",
-            );
-        };
-        file::make_directory(&copy, 0o755)?;
-        inside::copy_plain(directory, &copy)
-            .with_context(|| format!("exporting {}", files.path.display()))?;
-    }
-    Ok(())
 }
 
 /// Files of the certificate the node has made for an application; none if it has not.
@@ -208,11 +100,7 @@ pub fn make_way(
     file::make_directory(&layout.ways(), 0o755)?;
     file::make_directory(&way, 0o755)?;
     let exported = vhost::exported(layout, manifest);
-    let own = layout.static_export(&manifest.name, session);
-    let export = match generation(&own)? {
-        Some(number) => own.join(number.to_string()),
-        None => layout.static_export(&manifest.name, &manifest.version),
-    };
+    let export = export::newest(layout, manifest, session)?;
     let files = way.join(WAY_FILES);
     if !exported.is_empty() {
         file::make_directory(&files, 0o755)?;

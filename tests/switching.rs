@@ -26,7 +26,7 @@ use common::{Farm, tool, wait_for};
 use nix::sys::signal::Signal;
 use shop::{PORT, Shop, assert_alone, assert_serves, url};
 use signal::{Working, runs, word};
-use web::{Load, ask, get};
+use web::{Load, ask, get, get_with};
 
 /// Where a site that is not farmctl's listens.
 const FOREIGN: u16 = 18_086;
@@ -134,6 +134,13 @@ fn a_vhost_nginx_refuses_costs_nothing() {
     assert_alone(&farm);
 }
 
+/// The header by which a browser asks for what it has not got yet.
+fn etag(path: &str) -> String {
+    let head = get(PORT, path).head;
+    let tag = head.lines().find_map(|line| line.strip_prefix("etag: "));
+    format!("If-None-Match: {}\r\n", tag.unwrap_or_else(|| panic!("{head}")))
+}
+
 #[test]
 fn a_changed_vhost_is_in_force_before_the_first_page_of_its_release() {
     let statics = |locations: &[&str]| -> String {
@@ -149,7 +156,11 @@ fn a_changed_vhost_is_in_force_before_the_first_page_of_its_release() {
     let second = Shop { front: &both, ..Shop::new("1.1") }.pack(&farm);
     let page = format!("{}static/page.css", url());
     let load = Load::start(&page);
+    let (style, logo) = (etag("/static/page.css"), etag("/static/logo.txt"));
     farm.run(&["upgrade", "shop", word(&second), "--watch", "1s"]).ok();
+    // What a browser has is good if it is as it was.
+    assert_eq!(get_with(PORT, "/static/logo.txt", &logo).status, 304);
+    assert_eq!(get_with(PORT, "/static/page.css", &style).body, "1.1");
     assert_eq!(get(PORT, "/assets/page.css").body, "1.1");
     assert_eq!(get(PORT, "/static/page.css").body, "1.1");
     farm.run(&["rollback", "shop"]).ok();

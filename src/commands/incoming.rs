@@ -229,7 +229,10 @@ impl Incoming {
                 tree
             }
         };
-        front::export_static(&manifest, tree.path(), node.layout(), transaction)?;
+        let before = app.current.as_deref().or(app.releases.last().map(|it| it.version.as_str()));
+        // Without its papers what browsers have of it counts as old.
+        let before = before.and_then(|it| node.manifest(name, it).ok().flatten());
+        front::export_static(&manifest, tree.path(), before.as_ref(), node.layout(), transaction)?;
         tree.close()?;
         storage.seal(&volume, Access::ReadOnly)?;
         let files = serde_json::to_vec(archive.files()).context("writing the file index")?;

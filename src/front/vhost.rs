@@ -230,10 +230,7 @@ pub(super) fn render(layout: &Layout, manifest: &Manifest, site: &Site) -> Resul
                 let _ = write!(
                     text,
                     "        {closed}\n        \
-                         alias {}/;\n        \
-                         # Another release's file may have the same time and size.\n        \
-                         etag off;\n        \
-                         if_modified_since off;\n",
+                         alias {}/;\n",
                     word(&path)?
                 );
             }
@@ -486,9 +483,6 @@ mod tests {
                 location ^~ /static/ {
                     if (!-e /run/farmctl/front/shop) { return 502; }
                     alias /run/farmctl/front/shop/files/+static/;
-                    # Another release's file may have the same time and size.
-                    etag off;
-                    if_modified_since off;
                 }
 
                 location ^~ /media/ {

@@ -76,6 +76,7 @@ impl<'a> Shop<'a> {
             .with("/usr/sbin/nginx")
             .file("srv/slow", slow, 0o644)
             .file("srv/static/page.css", *version, 0o644)
+            .file("srv/static/logo.txt", "the shop", 0o644)
             .pack(&out)
     }
 

@@ -65,6 +65,11 @@ class Index(unittest.TestCase):
         with self.assertRaisesRegex(host.Trouble, "there is no test it-takes-long@trixie"):
             self.names("it-takes-long@trixie")
 
+    def test_what_is_named_runs_on_any_engine(self):
+        self.assertEqual(self.read()["it-takes-long"].engines, ("uml",))
+        chosen, = index.select(self.read(), ["it-takes-long"])
+        self.assertEqual(chosen.engines, ("uml", "qemu"))
+
     def test_a_wrong_index_is_refused_in_words(self):
         for old, new, words in [
             ("trixie", "sid", "in suites there is no sid, but bookworm, trixie"),

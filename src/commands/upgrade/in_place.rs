@@ -260,7 +260,7 @@ impl Revision<'_> {
             capabilities: scan.capabilities,
             ..manifest.clone()
         };
-        front::export_static(&made, tree.path(), layout, transaction)?;
+        front::export_static(&made, tree.path(), Some(manifest), layout, transaction)?;
         tree.close()?;
         Ok(Some((made, scan.index)))
     }
