@@ -476,6 +476,7 @@ pub fn copy_plain(from: OwnedFd, to: &Path, before: Option<&Path>, time: SystemT
             if is(&meta, libc::S_IFREG) {
                 let fd = nix::fcntl::openat(&directory, name.as_c_str(), flags, Mode::empty())?;
                 let mut file = File::from(fd);
+                // Whatever is wrong with that one, this file is copied, or is the error.
                 let is_there = |it: &Path| is_plain_copy(&mut file, it).unwrap_or(false);
                 if before.as_deref().is_some_and(is_there)
                     && before.is_some_and(|it| std::fs::hard_link(it, &target).is_ok())

@@ -91,9 +91,8 @@ fn words(all: &[&str]) -> Vec<String> {
     all.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Those that change something and are not here: `dev`, which does what `upgrade --in-place`
-/// does, or changes files of a session that it begins anew when it is typed again; `init`, which
-/// publishes one file, as `key-trust` does; `upgrade NAME FILE`, which is `install` and then
+/// Those that change something and are not here: `dev`, which does not end by itself and which
+/// nobody has walked yet; `init`, which publishes one file, as `key-trust` does; `upgrade NAME FILE`, which is `install` and then
 /// `upgrade`, and what was installed stays when it is killed between them; `upgrade
 /// --confirm-within`, which is `upgrade` and `confirm`; `doctor --fix`, which is apt-get(8), `gc`,
 /// `tend` and one more file; `stop --preview`, a part of `stop`, and what `remove` does with one
