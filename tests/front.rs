@@ -118,6 +118,38 @@ fn tls_begins_with_a_certificate_of_the_nodes_own_and_takes_the_administrators()
 }
 
 #[test]
+fn the_nodes_own_certificate_is_made_for_names_that_come_later() {
+    const PORT: u16 = 18_089;
+    let farm = Farm::new();
+    let rest = |names: &str| {
+        format!(
+            "[front]\nserver-names = [{names}]\n[front.tls]\nlisten = [\"[::1]:{PORT}\", \"{PORT}\"]\n"
+        )
+    };
+    farm.run(&["install", word(&server::pack(&farm, "1.0", &rest("\"one.example\"")))]).ok();
+    farm.run(&["start", "shop"]).ok();
+    let own = farm.state("tls/shop.crt");
+    let made = || fs::read_to_string(&own).expect("it is there");
+    let (first, key) =
+        (made(), fs::read_to_string(farm.state("tls/shop.key")).expect("it is there"));
+    let both = rest("\"one.example\", \"two.example\"");
+    farm.run(&["upgrade", "shop", word(&server::pack(&farm, "1.1", &both)), "--watch", "1s"]).ok();
+    let answer = get_by_tls(&own, "two.example", PORT, "/");
+    assert!(answer.ends_with("1.1"), "{answer}");
+    assert_ne!(made(), first);
+    let second = made();
+    assert_eq!(fs::read_to_string(farm.state("tls/shop.key")).expect("it is there"), key);
+    // The names it has do for less.
+    farm.run(&["rollback", "shop", "--watch", "1s"]).ok();
+    farm.run(&["stop", "shop"]).ok();
+    farm.run(&["start", "shop"]).ok();
+    assert_eq!(made(), second);
+    farm.run(&["stop", "shop"]).ok();
+    farm.run(&["remove", "shop", "--data"]).ok();
+    farm.assert_clean();
+}
+
+#[test]
 fn the_administrators_own_lines_are_part_of_the_vhost_and_a_mistake_in_them_is_named() {
     const PORT: u16 = 18_093;
     let farm = Farm::new();

@@ -1,5 +1,6 @@
 //! The certificate a vhost shows: the administrator's, or one the node has signed itself.
 
+use std::fmt;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -55,20 +56,29 @@ impl Certificate {
         both.into_iter().filter(|path| fs::symlink_metadata(path).is_ok()).collect()
     }
 
-    /// Makes it if it is the node's own and not there yet; one that is given must be whole.
+    /// Makes it if it is the node's own and not there yet, or for other names, with the key it
+    /// had; one that is given must be whole.
     pub(super) fn provide(&self, app: &str, front: &Front) -> Result<()> {
         let Self { chain, key, is_given } = self;
-        if let Some(missing) = [chain, key].into_iter().find(|path| !path.exists()) {
-            if *is_given {
-                return refuse(
-                    format_args!("there is no {}", missing.display()),
-                    "a certificate needs both: its chain in NAME.crt, its key in NAME.key; without either, \
-                     farmctl makes one",
-                );
-            }
-            return self.make(app, front);
+        match [chain, key].into_iter().find(|path| !path.exists()) {
+            Some(missing) if *is_given => refuse(
+                format_args!("there is no {}", missing.display()),
+                "a certificate needs both: its chain in NAME.crt, its key in NAME.key; without either, \
+                 farmctl makes one",
+            ),
+            None if *is_given || self.has(&names(front))? => Ok(()),
+            _ => self.make(app, front),
         }
-        Ok(())
+    }
+
+    /// Whether it is for all of these names.
+    fn has(&self, wanted: &[Name]) -> Result<bool> {
+        let shown = Invocation::of(&OPENSSL)
+            .args(["x509", "-noout", "-ext", "subjectAltName", "-in"])
+            .arg(&self.chain)
+            .outcome()?;
+        let has = parse_names(&shown.stdout);
+        Ok(wanted.iter().all(|name| has.contains(name)))
     }
 
     /// What an administrator should do about it, if anything.
@@ -92,37 +102,86 @@ impl Certificate {
 
     fn make(&self, app: &str, front: &Front) -> Result<()> {
         file::make_directory(self.chain.parent().unwrap_or(Path::new("/")), 0o700)?;
+        let names: Vec<String> = names(front).iter().map(Name::to_string).collect();
+        let names = format!("subjectAltName={}", names.join(","));
+        let call = Invocation::of(&OPENSSL)
+            .args(["req", "-x509", "-days", &VALID.to_string(), "-subj", &format!("/CN={app}")])
+            .args(["-addext", &names]);
+        if self.key.exists() {
+            let chain = call.arg("-key").arg(&self.key).output().context("making a certificate")?;
+            return file::publish(&self.chain, chain.as_bytes(), 0o644);
+        }
         // The key comes last and by rename: without it the other is made anew. What a killed
         // farmctl leaves of it is written over then.
         let part = self.key.with_extension("key.part");
-        Invocation::of(&OPENSSL)
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
-            .args(["-noenc", "-days", &VALID.to_string(), "-subj", &format!("/CN={app}")])
-            .args(["-addext", &alternative_names(front), "-keyout"])
+        let chain = call
+            .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-keyout"])
             .arg(&part)
-            .arg("-out")
-            .arg(&self.chain)
-            .run()
+            .output()
             .context("making a certificate")?;
+        file::publish(&self.chain, chain.as_bytes(), 0o644)?;
         fs::rename(&part, &self.key).with_context(|| format!("publishing {}", self.key.display()))
     }
 }
 
-/// What browsers compare with the address they ask: names and addresses (RFC 6125).
-fn alternative_names(front: &Front) -> String {
-    let mut names: Vec<String> = front.names().map(|name| format!("DNS:{name}")).collect();
+/// What browsers compare with the address they ask (RFC 6125).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Name {
+    Host(String),
+    Address(IpAddr),
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Host(name) => write!(f, "DNS:{name}"),
+            Self::Address(ip) => write!(f, "IP:{ip}"),
+        }
+    }
+}
+
+/// What a vhost is asked for by.
+fn names(front: &Front) -> Vec<Name> {
+    let mut names: Vec<Name> = front.names().map(|name| Name::Host(name.to_owned())).collect();
     let tls = front.tls.iter().flat_map(|tls| &tls.listen);
     for listen in tls {
         let address = listen.parse().map(|address: std::net::SocketAddr| address.ip()).ok();
-        if let Some(ip) = address.filter(|ip| !ip.is_unspecified()) {
-            names.push(format!("IP:{ip}"));
-        }
+        names.extend(address.filter(|ip| !ip.is_unspecified()).map(Name::Address));
     }
     if names.is_empty() {
-        names.push("DNS:localhost".to_owned());
-        names.push(format!("IP:{}", IpAddr::from([127, 0, 0, 1])));
+        names.push(Name::Host("localhost".to_owned()));
+        names.push(Name::Address(IpAddr::from([127, 0, 0, 1])));
     }
     names.sort();
     names.dedup();
-    format!("subjectAltName={}", names.join(","))
+    names
+}
+
+/// Names in what `openssl x509 -ext subjectAltName` prints.
+fn parse_names(shown: &str) -> Vec<Name> {
+    let name = |text: &str| match text.trim().split_once(':')? {
+        ("DNS", name) => Some(Name::Host(name.to_owned())),
+        ("IP Address", ip) => ip.parse().ok().map(Name::Address),
+        _ => None,
+    };
+    shown.lines().skip(1).flat_map(|line| line.split(',')).filter_map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Captured from OpenSSL 3.0.
+    #[test]
+    fn names_of_a_certificate_are_read() {
+        let shown = "X509v3 Subject Alternative Name: \n    DNS:shop.example, IP Address:127.0.0.1, \
+                     IP Address:0:0:0:0:0:0:0:1\n";
+        let expected = [
+            Name::Host("shop.example".to_owned()),
+            Name::Address(IpAddr::from([127, 0, 0, 1])),
+            Name::Address(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])),
+        ];
+        assert_eq!(parse_names(shown), expected);
+        assert_eq!(parse_names("No extensions in certificate\n"), []);
+    }
 }
