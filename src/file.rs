@@ -53,11 +53,22 @@ fn write_temporary(path: &Path, contents: &[u8], mode: u32) -> Result<(File, Tem
     Ok((file, temporary))
 }
 
+fn temporary_prefix(path: &Path) -> String {
+    format!(".{}{PUBLISHER}", path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+/// What stands beside `path` while this farmctl publishes it: for who does so where `gc` does
+/// not look.
+#[must_use]
+pub fn temporary_of(path: &Path) -> PathBuf {
+    path.with_file_name(format!("{}{}", temporary_prefix(path), std::process::id()))
+}
+
 /// A name beside `path` that is removed unless it is persisted. Those that killed farmctls
 /// left of the same path go.
 fn temporary(path: &Path) -> Result<TempPath> {
     let directory = directory_of(path);
-    let prefix = format!(".{}{PUBLISHER}", path.file_name().unwrap_or_default().to_string_lossy());
+    let prefix = temporary_prefix(path);
     let own = format!("{prefix}{}", std::process::id());
     for name in names_in(directory)? {
         if name == own || name.starts_with(&prefix) && is_abandoned(&name) {

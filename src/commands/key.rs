@@ -190,7 +190,9 @@ fn generate(key: Option<&Path>, password_file: Option<&Path>, context: &Context)
     }
     undo::attempt(&node, "key generate", KEY, |transaction| {
         for half in [&public, &path] {
-            transaction.intend(Object::Path { path: std::path::absolute(half)? })?;
+            let path = std::path::absolute(half)?;
+            transaction.intend(Object::Path { path: file::temporary_of(&path) })?;
+            transaction.intend(Object::Path { path })?;
         }
         file::publish(&public, made.public().render().as_bytes(), 0o644)?;
         file::publish(&path, text.as_bytes(), 0o600)

@@ -13,7 +13,7 @@ use crate::file;
 use crate::locked::{self, Fit, Network};
 use crate::lockfile::{self, Deb, Debian, LockFile, Locked, Python};
 use crate::mount;
-use crate::node::{Node, Transaction};
+use crate::node::{Node, Object, Transaction};
 use crate::plan::Plan;
 use crate::python::{self, Choice, Installer, build};
 use crate::release::EnvironmentRecord;
@@ -166,7 +166,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.ui.already(format!("{} is up to date", path.display()));
         return Ok(Exit::Done);
     }
-    file::publish(&path, text.as_bytes(), 0o644)?;
+    undo::attempt(&node, "lock", &name, |transaction| {
+        transaction
+            .intend(Object::Path { path: file::temporary_of(&std::path::absolute(&path)?) })?;
+        file::publish(&path, text.as_bytes(), 0o644)
+    })?;
     context.ui.done(format!(
         "wrote {}: {}, {}",
         path.display(),
