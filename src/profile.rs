@@ -346,8 +346,8 @@ pub struct Process {
     pub stop: Stop,
 }
 
-/// How a process takes up new code: `"HUP"`, another signal's name, `"command"`, `"rolling"` or
-/// `"restart"`.
+/// How a process takes up new code: `"HUP"`, another signal's name, `"command"`, `"rolling"`,
+/// `"replace"` or `"restart"`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Reload {
@@ -361,6 +361,9 @@ pub enum Reload {
     /// Have the balancer before it send it nothing, by `drain`; restart it; and have it sent
     /// requests again, by `admit`, once it serves.
     Rolling,
+    /// Start another beside it, and stop it once that one serves. For what takes its work from a
+    /// queue: two at once would share a socket.
+    Replace,
 }
 
 /// A signal by its name without `SIG`.

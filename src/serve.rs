@@ -1,6 +1,7 @@
 //! What `start`, `restart`, `reload` and `tend` have in common: jobs, processes and
 //! their readiness, and the way from nginx to them.
 
+mod replacing;
 mod rolling;
 
 use std::collections::BTreeSet;
@@ -21,7 +22,7 @@ use crate::release::{App, Session};
 use crate::run::{Invocation, check_interrupted, poll_until};
 use crate::schroot;
 use crate::session;
-use crate::supervise::{Position, Program, State, Supervise};
+use crate::supervise::{Position, ProcessState, Program, Seat, State, Supervise};
 
 /// How long a process without a readiness check must stay up to count as started.
 const SETTLING: Duration = Duration::from_secs(1);
@@ -150,10 +151,26 @@ impl Served<'_> {
     /// # Errors
     /// When it ends, is not ready in time, or the user interrupts.
     pub fn wait_until_ready(&self, process: &Process, before: &Position) -> Result<()> {
+        self.wait_until_one_is_ready(process, None, before)
+    }
+
+    /// The same for the one in a seat.
+    fn wait_until_one_is_ready(
+        &self,
+        process: &Process,
+        seat: Option<Seat>,
+        before: &Position,
+    ) -> Result<()> {
         let Self { app, session, supervisor, .. } = *self;
+        let is_it = |state: &ProcessState| {
+            state.process == process.name && seat.is_none_or(|seat| state.seat == seat)
+        };
         let state = || -> Result<State> {
-            let states = supervisor.states(&session.name)?;
-            let found = states.into_iter().find(|state| state.process == process.name);
+            let states = match seat {
+                Some(_) => supervisor.seats(&session.name)?,
+                None => supervisor.states(&session.name)?,
+            };
+            let found = states.into_iter().find(is_it);
             Ok(found.map_or(State::Stopped, |state| state.state))
         };
         let failed =
@@ -279,6 +296,9 @@ impl Served<'_> {
                 troubles.push(format!("process {} is not running", process.name));
             }
         }
+        for process in self.doubled()? {
+            troubles.push(format!("process {} runs twice: it was being replaced", process.name));
+        }
         troubles.extend(
             session
                 .drained
@@ -318,6 +338,7 @@ impl Served<'_> {
             started = started.and(published.map(|_| ()));
         }
         started?;
+        repaired |= self.settle_replaced(say)?;
         repaired |= self.admit_drained(say)?;
         Ok(repaired)
     }
@@ -400,12 +421,14 @@ impl Served<'_> {
             pid.with_context(|| format!("process {} is not running", process.name))
                 .hint(format!("farmctl start {}", app.name))
         };
+        self.settle(process)?;
         let position = supervisor.position(&session.name, &process.name)?;
         let pid = running(supervisor)?;
         let before = process::children(pid)?;
         match &process.reload {
             Reload::Command => self.run_beside("reload-command", process)?,
             Reload::Restart => supervisor.restart(&session.name, &process.name)?,
+            Reload::Replace => self.replace(process, &position)?,
             Reload::Rolling => {
                 self.drain(process)?;
                 supervisor.restart(&session.name, &process.name)?;
@@ -472,7 +495,7 @@ impl Served<'_> {
 pub struct Reloaded {
     /// Process.
     pub process: String,
-    /// How, as the profile says it: a signal's name, `restart`, `command` or `rolling`.
+    /// How, as the profile says it: a signal's name, `restart`, `command`, `rolling` or `replace`.
     pub by: Reload,
     /// Pid of the server.
     pub pid: u32,

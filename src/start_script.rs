@@ -146,8 +146,11 @@ fn ways(profile: &Profile) -> String {
     };
     let ways = processes(|process| {
         format!(
-            "\t\tstop_signal={} stop_within={} reload={}",
-            process.stop.signal, process.stop.within.0, process.reload
+            "\t\tstop_signal={} stop_within={} ready_within={} reload={}",
+            process.stop.signal,
+            process.stop.within.0,
+            process.ready.as_ref().map_or(0, |ready| ready.within.0),
+            process.reload
         )
     });
     let listen =
@@ -335,10 +338,10 @@ path = "/srv/small/spool"
         ways_of() {
         	case $1 in
         	web)
-        		stop_signal=TERM stop_within=30 reload=HUP
+        		stop_signal=TERM stop_within=30 ready_within=0 reload=HUP
         		;;
         	queue-2)
-        		stop_signal=INT stop_within=60 reload=restart
+        		stop_signal=INT stop_within=60 ready_within=0 reload=restart
         		;;
         	esac
         }
@@ -647,6 +650,47 @@ when = "bake"
         );
         assert_eq!(place.project(&["stop"]).0, Some(0));
         assert_eq!(place.project(&["reload", "web"]).0, Some(1));
+    }
+
+    #[test]
+    fn what_is_replaced_ends_when_another_is_ready() {
+        const QUEUE: &str = r#"
+[[process]]
+name = "queue"
+command = """sh -c 'trap "echo $$ >>PLACEended; exit 0" TERM; while :; do sleep 0.1; done'"""
+reload = "replace"
+ready = { command = "test ! -e PLACEunready && kill -s 0 $pid", within = "1s" }
+"#;
+        let place = Place::new(&format!("{SERVERS}{QUEUE}"));
+        assert_eq!(place.project(&["start", "queue"]).0, Some(0));
+        let first = place.read("run/queue.pid");
+        let (status, text) = place.project(&["start", "queue"]);
+        assert_eq!((status, text.contains("is already running")), (Some(0), true), "{text}");
+
+        let (status, text) = place.project(&["reload", "queue"]);
+        assert_eq!(status, Some(0), "{text}");
+        let second = place.read("run/queue.pid");
+        assert_ne!(second, first);
+        assert_eq!(place.read("ended"), first);
+
+        fs::write(place.path("unready"), "").expect("the directory is ours");
+        let (status, text) = place.project(&["reload", "queue"]);
+        assert_eq!((status, text.contains("the new one is not ready")), (Some(1), true), "{text}");
+        assert_eq!(place.read("ended").lines().count(), 2, "the third has ended");
+        let (status, text) = place.project(&["status", "queue"]);
+        let expected = format!("queue: running, pid {}, ", second.trim());
+        assert_eq!((status, text.starts_with(&expected)), (Some(0), true), "{text}");
+        fs::remove_file(place.path("unready")).expect("the directory is ours");
+        assert_eq!(place.project(&["ready", "queue"]).0, Some(0));
+
+        // Its supervisor starts another beside it.
+        let mut third = place.command(&["run", "queue"]).spawn().expect("dash starts");
+        Place::until(|| place.read("run/queue.pid") == format!("{}\n", third.id()));
+        let (status, text) = place.project(&["stop", "queue"]);
+        assert_eq!((status, text.as_str()), (Some(0), "project: queue stopped\n"));
+        assert!(place.read("ended").contains(&second), "both of them");
+        assert!(third.wait().expect("it is our child").success());
+        assert_ne!(place.project(&["ready", "queue"]).0, Some(0));
     }
 
     #[test]

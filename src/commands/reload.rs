@@ -47,6 +47,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             let how = match &process.reload {
                 Reload::Restart => "restart the process".to_owned(),
                 Reload::Rolling => "drain, restart and admit the process".to_owned(),
+                Reload::Replace => "start another beside the process and stop it:".to_owned(),
                 Reload::Command => "run the process's reload-command".to_owned(),
                 Reload::Signal(signal) => format!("send SIG{} to the process", signal.name()),
             };
@@ -77,6 +78,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
                 match reloaded.by {
                     Reload::Restart => "restarted".to_owned(),
                     Reload::Rolling => "drained, restarted and admitted".to_owned(),
+                    Reload::Replace => "was replaced by another".to_owned(),
                     Reload::Command => "reloaded by its command".to_owned(),
                     Reload::Signal(signal) => format!("got SIG{}", signal.name()),
                 },

@@ -533,7 +533,7 @@ path = "/srv/shop/static"
         insta::assert_snapshot!(with("\"shop\"", "\"Shop\""), @r#"error: line 2, column 8: "name": "Shop" is not an application's name: [a-z][a-z0-9-]{0,23}"#);
         insta::assert_snapshot!(with("\"shop\"", "\"env-shop\""), @r#"error: line 2, column 8: "name": "env-shop" begins with "env-", as only farmctl's own volumes do"#);
         insta::assert_snapshot!(with("1.4.2", "1.4-2"), @r#"error: line 3, column 11: "version": "1.4-2" is not a version: [0-9A-Za-z.]{1,24}"#);
-        insta::assert_snapshot!(with("\"HUP\"", "\"SIGHUP\""), @r#"error: line 18, column 10: "reload" in [[process]]: "SIGHUP" is not a way to reload; it is "restart", "command", "rolling" or one of the signals HUP, INT, QUIT, TERM, USR1, USR2, WINCH"#);
+        insta::assert_snapshot!(with("\"HUP\"", "\"SIGHUP\""), @r#"error: line 18, column 10: "reload" in [[process]]: "SIGHUP" is not a way to reload; it is "restart", "command", "rolling", "replace" or one of the signals HUP, INT, QUIT, TERM, USR1, USR2, WINCH"#);
         insta::assert_snapshot!(with("\"start\"", "\"boot\""), @r#"error: line 29, column 8: "when" in [[job]]: "boot" is not one of "bake", "start", "upgrade""#);
         insta::assert_snapshot!(with("\"1m\"", "\"a while\""), @r#"error: line 19, column 32: "within" in ready = { … } of [[process]]: "a while" is not a duration; durations are written "30s", "5m", "1h" or 30"#);
         insta::assert_snapshot!(with("\"queue\"", "\"web\""), @r#"error: line 23, column 8: "name" in [[process]]: "web" is the name of an earlier one"#);
@@ -590,6 +590,15 @@ path = "/srv/shop/static"
         insta::assert_snapshot!(reload("\"HUP\"\nadmit = \"x\""), @r#"
         error: line 19, column 9: "admit" in [[process]]: it is never run
         hint: reload = "rolling" runs it
+        "#);
+        insta::assert_snapshot!(reload("\"replace\""), @r#"
+        error: line 18, column 10: "reload" in [[process]]: the new one would listen where the old one does
+        hint: reload = "restart"
+        "#);
+        let listening = "queue {{ listen.queue }}\"\nreload = \"replace\"";
+        insta::assert_snapshot!(with("queue {{ data.uploads }}\"", listening), @r#"
+        error: line 25, column 10: "reload" in [[process]]: the new one would listen where the old one does
+        hint: reload = "restart"
         "#);
         let ready = |instead: &str| with("http = \"/\"", instead);
         insta::assert_snapshot!(ready("http = \"/\", socket = true"), @r#"

@@ -311,6 +311,10 @@ fn check_process(place: &Place, process: &Process, profile: &Profile) -> Checked
             None => {}
         }
     }
+    if process.reload == Reload::Replace && listens(process, profile) {
+        let message = "the new one would listen where the old one does";
+        return Err(Problem::at(place.key("reload"), message).hint("reload = \"restart\""));
+    }
     if let Some(check) = &process.check {
         shell(&place.key("check"), check)?;
         shell_template(&place.key("check"), check, profile)?;
@@ -321,6 +325,14 @@ fn check_process(place: &Place, process: &Process, profile: &Profile) -> Checked
         Some(ready) => check_ready(&place.key("ready"), ready, profile),
         None => Ok(()),
     }
+}
+
+/// Whether a process, whose command is a template, is there to be connected to.
+fn listens(process: &Process, profile: &Profile) -> bool {
+    let place = format!("listen.{}", template::key(&process.name));
+    process.command.contains(&place)
+        || process.ready.as_ref().is_some_and(|ready| ready.command.is_none())
+        || profile.front_process() == Some(process)
 }
 
 fn url_path(place: &Place, path: &str, example: &str) -> Checked {

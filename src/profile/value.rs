@@ -94,12 +94,13 @@ impl TryFrom<String> for Reload {
             "restart" => return Ok(Self::Restart),
             "command" => return Ok(Self::Command),
             "rolling" => return Ok(Self::Rolling),
+            "replace" => return Ok(Self::Replace),
             _ => {}
         }
         text.parse().map(Self::Signal).map_err(|_| {
             format!(
-                "{text:?} is not a way to reload; it is \"restart\", \"command\", \"rolling\" or one of the \
-                 signals {}",
+                "{text:?} is not a way to reload; it is \"restart\", \"command\", \"rolling\", \"replace\" or \
+                 one of the signals {}",
                 Signal::names()
             )
         })
@@ -118,6 +119,7 @@ impl fmt::Display for Reload {
             Self::Restart => f.write_str("restart"),
             Self::Command => f.write_str("command"),
             Self::Rolling => f.write_str("rolling"),
+            Self::Replace => f.write_str("replace"),
             Self::Signal(signal) => f.write_str(signal.name()),
         }
     }
@@ -286,8 +288,8 @@ mod tests {
         assert_eq!(Reload::try_from("restart".to_owned()), Ok(Reload::Restart));
         assert_eq!(
             Reload::try_from("SIGHUP".to_owned()),
-            Err("\"SIGHUP\" is not a way to reload; it is \"restart\", \"command\", \"rolling\" or one \
-                 of the signals HUP, INT, QUIT, TERM, USR1, USR2, WINCH"
+            Err("\"SIGHUP\" is not a way to reload; it is \"restart\", \"command\", \"rolling\", \
+                 \"replace\" or one of the signals HUP, INT, QUIT, TERM, USR1, USR2, WINCH"
                 .to_owned())
         );
     }

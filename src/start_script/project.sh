@@ -5,7 +5,7 @@ umask 022
 
 logs=/var/log/project
 # Of one process, by ways_of; of one job, by job_ways_of.
-stop_signal='' stop_within='' reload='' when='' creates=''
+stop_signal='' stop_within='' ready_within='' reload='' when='' creates=''
 #@ settings
 usage() {
 	printf '%s\n' \
@@ -64,25 +64,36 @@ become_user() {
 	exec setpriv --reuid="$uid" --regid="$gid" --init-groups --no-new-privs -- "$0" "$@"
 }
 
-# Whether a process runs here, and its pid in $pid. A pid file outlives its process, and
-# the number may be another program's by now: one that cannot be signalled, or, as far as
-# /proc is there to tell, one that does not live in this tree. A zombie lives nowhere.
-# (2>&- and not 2>/dev/null: there may be no /dev.)
+# Whether a process runs here, and its pid in $pid. While another is started beside it, it is
+# that one, as long as that one runs.
 running() {
-	[ -r "$run/$1.pid" ] || return 1
-	read -r pid <"$run/$1.pid" || return 1
-	case $pid in
+	lives_by "$run/$1.pid" || lives_by "$run/$1.pid.before"
+}
+
+lives_by() {
+	[ -r "$1" ] || return 1
+	read -r pid <"$1" || return 1
+	lives "$pid"
+}
+
+# A pid file outlives its process, and the number may be another program's by now: one that
+# cannot be signalled, or, as far as /proc is there to tell, one that does not live in this
+# tree. A zombie lives nowhere. (2>&- and not 2>/dev/null: there may be no /dev.)
+lives() {
+	case $1 in
 	'' | *[!0-9]*) return 1 ;;
 	esac
-	kill -s 0 "$pid" 2>&- || return 1
-	[ ! -d "/proc/$pid" ] || [ "/proc/$pid/root" -ef / ]
+	kill -s 0 "$1" 2>&- || return 1
+	[ ! -d "/proc/$1" ] || [ "/proc/$1/root" -ef / ]
 }
 
 run_process() {
 	process=$1
 	shift
 	if running "$process" && [ "$pid" != $$ ]; then
-		fail "$process is already running, pid $pid"
+		ways_of "$process"
+		[ "$reload" = replace ] || fail "$process is already running, pid $pid"
+		printf '%s\n' "$pid" >"$run/$process.pid.before"
 	fi
 	printf '%s\n' $$ >"$run/$process.pid.new"
 	mv -f "$run/$process.pid.new" "$run/$process.pid"
@@ -94,21 +105,25 @@ start_process() {
 		say "$1 is already running, pid $pid"
 		return 0
 	fi
+	begin_process "$1"
+}
+
+begin_process() {
 	rm -f "$run/$1.pid"
 	setsid --fork "$0" run "$1" </dev/null >>"$logs/$1.log" 2>&1
 	# Ten seconds to appear, then one in which it must not go away again.
 	tries=100
-	until running "$1"; do
+	until lives_by "$run/$1.pid"; do
 		tries=$((tries - 1))
 		if [ "$tries" -eq 0 ] || [ -e "$run/$1.pid" ]; then
-			running "$1" || not_started "$1"
+			lives_by "$run/$1.pid" || not_started "$1"
 		fi
 		sleep 0.1
 	done
 	tries=10
 	while [ "$tries" -gt 0 ]; do
 		sleep 0.1
-		running "$1" || not_started "$1"
+		lives_by "$run/$1.pid" || not_started "$1"
 		tries=$((tries - 1))
 	done
 	say "$1 runs, pid $pid"
@@ -119,10 +134,10 @@ not_started() {
 	fail "$1 did not start; see $logs/$1.log"
 }
 
-# Waits until a process, by name and pid, is gone: at most so many seconds.
+# Waits until a process, by pid, is gone: at most so many seconds.
 gone_within() {
-	tries=$(($3 * 10))
-	while running "$1" && [ "$pid" = "$2" ]; do
+	tries=$(($2 * 10))
+	while lives "$1"; do
 		[ "$tries" -gt 0 ] || return 1
 		tries=$((tries - 1))
 		sleep 0.1
@@ -132,21 +147,43 @@ gone_within() {
 stop_process() {
 	if ! running "$1"; then
 		say "$1 is not running"
-		rm -f "$run/$1.pid"
+		rm -f "$run/$1.pid" "$run/$1.pid.before"
 		return 0
 	fi
-	ending=$pid
+	for file in "$run/$1.pid.before" "$run/$1.pid"; do
+		! lives_by "$file" || end_process "$1" "$pid"
+	done
+	# A supervisor may have started another by now.
+	running "$1" || rm -f "$run/$1.pid" "$run/$1.pid.before"
+	say "$1 stopped"
+}
+
+end_process() {
 	ways_of "$1"
-	kill -s "$stop_signal" "$ending" 2>&- || :
-	if ! gone_within "$1" "$ending" "$stop_within"; then
+	kill -s "$stop_signal" "$2" 2>&- || :
+	if ! gone_within "$2" "$stop_within"; then
 		say "$1 did not end within $stop_within s of SIG$stop_signal; killing it"
 		# The children too, where it leads a group of its own.
-		kill -s KILL -- "-$ending" 2>&- || kill -s KILL "$ending" 2>&- || :
-		gone_within "$1" "$ending" 10 || fail "$1 cannot be killed, pid $ending"
+		kill -s KILL -- "-$2" 2>&- || kill -s KILL "$2" 2>&- || :
+		gone_within "$2" 10 || fail "$1 cannot be killed, pid $2"
 	fi
-	# A supervisor may have started another by now.
-	running "$1" || rm -f "$run/$1.pid"
-	say "$1 stopped"
+}
+
+# Starts another of a process, whose pid is $2, and ends that one when the other is ready.
+replace_process() {
+	printf '%s\n' "$2" >"$run/$1.pid.before"
+	begin_process "$1"
+	begun=$pid tries=$((ready_within * 2))
+	until "$0" ready "$1"; do
+		tries=$((tries - 1))
+		if [ "$tries" -le 0 ] || ! lives "$begun"; then
+			! lives "$begun" || end_process "$1" "$begun"
+			fail "$1 was left as it is, pid $2: the new one is not ready; see $logs/$1.log"
+		fi
+		sleep 0.5
+	done
+	end_process "$1" "$2"
+	rm -f "$run/$1.pid.before"
 }
 
 reload_process() {
@@ -155,10 +192,16 @@ reload_process() {
 	ways_of "$1"
 	case $reload in
 	restart | rolling)
-		drain_process "$1"
+		"$0" drain "$1" || {
+			"$0" admit "$1" || :
+			fail "$1 is left as it is: it cannot be drained"
+		}
 		stop_process "$1"
 		start_process "$1"
 		admit_process "$1"
+		;;
+	replace)
+		replace_process "$1" "$pid"
 		;;
 	command)
 		reload_by_command "$1"
@@ -271,6 +314,8 @@ reload-command)
 	;;
 drain | admit | check | ready)
 	for process in $chosen; do
+		# For a command that asks this very process.
+		running "$process" || pid=
 		"${action}_process" "$process"
 	done
 	;;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{Program, entry, parts};
+use super::{Program, Seat, entry, parts};
 use crate::layout::Layout;
 use crate::run::quote;
 
@@ -16,10 +16,26 @@ const START_RETRIES: u32 = 10;
 /// Size at which a log is rotated, and how many older ones are kept.
 const LOG_SIZE: &str = "10MB";
 pub(super) const LOGS_KEPT: u32 = 5;
+/// What tells the second program of a process that is replaced from the first.
+const SECOND: &str = ".2";
 
 /// Names of programs are unique in all of supervisord, not only in their group.
-pub(super) fn program_name(session: &str, process: &str) -> String {
-    format!("{session}.{process}")
+/// No process has a dot in its name.
+pub(super) fn program_name(session: &str, process: &str, seat: Seat) -> String {
+    match seat {
+        Seat::First => format!("{session}.{process}"),
+        Seat::Second => format!("{session}.{process}{SECOND}"),
+    }
+}
+
+/// The process and the seat that a program of a session is.
+pub(super) fn parse_program<'a>(session: &str, program: &'a str) -> (&'a str, Seat) {
+    let name = program.strip_prefix(session).and_then(|name| name.strip_prefix('.'));
+    let name = name.unwrap_or(program);
+    match name.strip_suffix(SECOND) {
+        Some(process) => (process, Seat::Second),
+        None => (name, Seat::First),
+    }
 }
 
 /// A value of supervisord's configuration: `%` begins an expansion, ` ;` a comment.
@@ -60,20 +76,24 @@ pub(super) fn render_daemon(layout: &Layout, descriptors: u64) -> String {
 }
 
 /// The group and the programs of a session. They are started by order, not with the
-/// daemon: whether the session is there is not its business.
+/// daemon: whether the session is there is not its business. Two seats of a process have one
+/// log; where that is rotated while both are taken, lines may come into an older one.
 pub(super) fn render_session(
     layout: &Layout,
     session: &str,
     programs: &[Program],
 ) -> Result<String> {
     let (app, id) = parts(session)?;
-    let names: Vec<String> =
-        programs.iter().map(|program| program_name(session, &program.process)).collect();
+    let seats = programs.iter().flat_map(|program| {
+        let name = |seat: &Seat| program_name(session, &program.process, *seat);
+        program.seats().iter().map(name).map(move |name| (program, name))
+    });
+    let (programs, names): (Vec<&Program>, Vec<String>) = seats.unzip();
     let mut text = format!(
         "; Written by farmctl; changes are lost.\n[group:{session}]\nprograms={}\n",
         names.join(",")
     );
-    for (program, name) in programs.iter().zip(&names) {
+    for (program, name) in programs.into_iter().zip(&names) {
         let command: Vec<String> =
             entry::command(program)?.iter().map(|word| quote(word)).collect();
         let _ = write!(
@@ -152,7 +172,7 @@ mod tests {
             uid: 200_000,
             gid: 200_000,
             stop: Stop::default(),
-            reload: Reload::Restart,
+            reload: if process == "web" { Reload::Restart } else { Reload::Replace },
         };
         let text = render_session(
             &Layout::new("/", None),
@@ -164,7 +184,7 @@ mod tests {
         insta::assert_snapshot!(text, @r"
         ; Written by farmctl; changes are lost.
         [group:fs-shop-1]
-        programs=fs-shop-1.web,fs-shop-1.worker-2
+        programs=fs-shop-1.web,fs-shop-1.worker-2,fs-shop-1.worker-2.2
 
         [program:fs-shop-1.web]
         command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run web
@@ -183,6 +203,22 @@ mod tests {
         stdout_logfile_backups=5
 
         [program:fs-shop-1.worker-2]
+        command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run worker-2
+        directory=/
+        autostart=false
+        autorestart=true
+        startsecs=2
+        startretries=10
+        stopsignal=TERM
+        stopwaitsecs=30
+        stopasgroup=false
+        killasgroup=true
+        redirect_stderr=true
+        stdout_logfile=/var/log/farmctl/shop/worker-2.1.log
+        stdout_logfile_maxbytes=10MB
+        stdout_logfile_backups=5
+
+        [program:fs-shop-1.worker-2.2]
         command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run worker-2
         directory=/
         autostart=false

@@ -48,6 +48,37 @@ pub struct Program {
     pub reload: profile::Reload,
 }
 
+/// Where one of a process runs: while it is replaced (`reload = "replace"`) there are two, and the
+/// next time they change over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// Where it is started.
+    First,
+    /// Where another is started beside it.
+    Second,
+}
+
+impl Seat {
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+}
+
+impl Program {
+    /// Where it may run.
+    fn seats(&self) -> &'static [Seat] {
+        match self.reload {
+            profile::Reload::Replace => &[Seat::First, Seat::Second],
+            _ => &[Seat::First],
+        }
+    }
+}
+
 /// What a process is doing, to its supervisor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -85,6 +116,9 @@ impl fmt::Display for State {
 pub struct ProcessState {
     /// Its name in the profile.
     pub process: String,
+    /// Where this one of it runs, or would.
+    #[serde(skip)]
+    pub seat: Seat,
     /// What it is doing.
     pub state: State,
     /// Process id of the server itself.
@@ -96,6 +130,12 @@ pub struct ProcessState {
 }
 
 impl ProcessState {
+    /// Whether it is to run, or is being stopped.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        !matches!(self.state, State::Stopped | State::Failed)
+    }
+
     /// Whether it is up, or just coming up.
     #[must_use]
     pub fn runs(&self) -> bool {
@@ -160,17 +200,43 @@ pub trait Supervise: fmt::Debug + Sync {
     /// # Errors
     /// When the supervisor does not know it.
     fn restart(&self, session: &str, process: &str) -> Result<()>;
+    /// Starts one of a process in this seat, whatever runs in the other.
+    ///
+    /// # Errors
+    /// When the supervisor does not know it.
+    fn take_seat(&self, session: &str, process: &str, seat: Seat) -> Result<()>;
+    /// Stops the one of a process in this seat, and forgets how it ended. Nothing there is fine.
+    ///
+    /// # Errors
+    /// When the supervisor does not know it, or it cannot be stopped.
+    fn leave_seat(&self, session: &str, process: &str, seat: Seat) -> Result<()>;
     /// Refuses if what looks after the session's processes has ended: they may go on without
     /// it, and nobody knows them.
     ///
     /// # Errors
     /// Then.
     fn check_watched(&self, session: &str) -> Result<()>;
-    /// The session's processes; none if the supervisor does not run.
+    /// The session's processes, each in each of its seats; none if the supervisor does not run.
     ///
     /// # Errors
     /// When it runs and cannot be reached.
-    fn states(&self, session: &str) -> Result<Vec<ProcessState>>;
+    fn seats(&self, session: &str) -> Result<Vec<ProcessState>>;
+    /// The session's processes; none if the supervisor does not run. Of one that is being
+    /// replaced it is the one that runs, or came first.
+    ///
+    /// # Errors
+    /// When it runs and cannot be reached.
+    fn states(&self, session: &str) -> Result<Vec<ProcessState>> {
+        let mut states: Vec<ProcessState> = Vec::new();
+        for state in self.seats(session)? {
+            match states.iter_mut().find(|other| other.process == state.process) {
+                Some(other) if state.runs() && !other.runs() => *other = state,
+                Some(_) => {}
+                None => states.push(state),
+            }
+        }
+        Ok(states)
+    }
     /// Sessions the supervisor has been told about.
     ///
     /// # Errors

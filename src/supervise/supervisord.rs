@@ -16,7 +16,8 @@ use nix::unistd::Group;
 use serde::Deserialize;
 
 use super::{
-    Position, ProcessState, Program, State, Supervise, Take, Until, configuration, entry, parts,
+    Position, ProcessState, Program, Seat, State, Supervise, Take, Until, configuration, entry,
+    parts,
 };
 use crate::error::refuse;
 use crate::file;
@@ -373,21 +374,13 @@ impl Supervise for Supervisord {
         if named(&changed) || named(&added) {
             self.order(&serde_json::json!([["supervisor.addProcessGroup", session]]))?;
         }
-        let infos = self.infos(session)?;
-        let up = |info: &Info| state(&info.statename) != State::Failed && info.pid != 0;
-        if infos.iter().any(up) {
-            let down = infos.iter().filter(|info| !up(info));
-            let calls: Vec<serde_json::Value> = down
-                .map(|info| {
-                    let name = format!("{session}:{}", info.name);
-                    serde_json::json!(["supervisor.startProcess", name, false])
-                })
-                .collect();
-            self.order(&serde_json::Value::Array(calls))?;
-            return Ok(());
+        let states = self.states(session)?;
+        if states.iter().all(|state| state.pid.is_none()) {
+            entry::end_orphans(programs)?;
         }
-        entry::end_orphans(programs)?;
-        self.order(&serde_json::json!([["supervisor.startProcessGroup", session, false]]))?;
+        let down = states.iter().filter(|state| !state.is_up());
+        let calls = down.map(|it| start_call(&address(session, &it.process, it.seat)));
+        self.order(&serde_json::Value::Array(calls.collect()))?;
         Ok(())
     }
 
@@ -405,24 +398,38 @@ impl Supervise for Supervisord {
     }
 
     fn restart(&self, session: &str, process: &str) -> Result<()> {
-        let name = format!("{session}:{}", configuration::program_name(session, process));
         self.check_watched(session)?;
-        let infos = self.infos(session)?;
-        let Some(info) =
-            infos.iter().find(|info| info.name == configuration::program_name(session, process))
-        else {
-            return refuse(
-                format_args!("supervisord does not know process {process} of session {session}"),
-                format!("farmctl start {}", parts(session)?.0),
-            );
+        let states = self.states(session)?;
+        let Some(found) = states.iter().find(|state| state.process == process) else {
+            return unknown(session, process);
         };
+        let name = address(session, process, found.seat);
         let mut calls = Vec::new();
-        if !matches!(state(&info.statename), State::Stopped | State::Failed) {
-            calls.push(serde_json::json!(["supervisor.stopProcess", name, true]));
+        if found.is_up() {
+            calls.push(stop_call(&name));
         }
-        calls.push(serde_json::json!(["supervisor.startProcess", name, false]));
+        calls.push(start_call(&name));
         self.order(&serde_json::Value::Array(calls))?;
         Ok(())
+    }
+
+    fn take_seat(&self, session: &str, process: &str, seat: Seat) -> Result<()> {
+        self.check_watched(session)?;
+        self.order(&serde_json::json!([start_call(&address(session, process, seat))]))?;
+        Ok(())
+    }
+
+    fn leave_seat(&self, session: &str, process: &str, seat: Seat) -> Result<()> {
+        let states = self.seats(session)?;
+        let found = states.iter().find(|state| state.process == process && state.seat == seat);
+        match found {
+            None => unknown(session, process),
+            Some(found) if found.is_up() => {
+                self.order(&serde_json::json!([stop_call(&address(session, process, seat))]))?;
+                Ok(())
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     fn check_watched(&self, session: &str) -> Result<()> {
@@ -436,7 +443,7 @@ impl Supervise for Supervisord {
         )
     }
 
-    fn states(&self, session: &str) -> Result<Vec<ProcessState>> {
+    fn seats(&self, session: &str) -> Result<Vec<ProcessState>> {
         if !self.runs()? {
             return Ok(Vec::new());
         }
@@ -504,6 +511,26 @@ impl Supervise for Supervisord {
     }
 }
 
+/// What supervisord calls one of a process.
+fn address(session: &str, process: &str, seat: Seat) -> String {
+    format!("{session}:{}", configuration::program_name(session, process, seat))
+}
+
+fn start_call(address: &str) -> serde_json::Value {
+    serde_json::json!(["supervisor.startProcess", address, false])
+}
+
+fn stop_call(address: &str) -> serde_json::Value {
+    serde_json::json!(["supervisor.stopProcess", address, true])
+}
+
+fn unknown<T>(session: &str, process: &str) -> Result<T> {
+    refuse(
+        format_args!("supervisord does not know process {process} of session {session}"),
+        format!("farmctl start {}", parts(session)?.0),
+    )
+}
+
 fn state(name: &str) -> State {
     match name {
         "RUNNING" => State::Running,
@@ -518,9 +545,10 @@ fn state(name: &str) -> State {
 
 fn process_state(session: &str, info: &Info) -> ProcessState {
     let state = state(&info.statename);
-    let process = info.name.strip_prefix(&format!("{session}.")).unwrap_or(&info.name).to_owned();
+    let (process, seat) = configuration::parse_program(session, &info.name);
     ProcessState {
-        process,
+        process: process.to_owned(),
+        seat,
         state,
         pid: (info.pid != 0).then_some(info.pid),
         since: (info.pid != 0).then_some(info.start),
@@ -548,6 +576,7 @@ mod tests {
         let [info]: [Info; 1] = serde_json::from_value(result).expect("as captured");
         let expected = ProcessState {
             process: "web".to_owned(),
+            seat: Seat::First,
             state: State::Running,
             pid: Some(4711),
             since: Some(1_763_710_000),

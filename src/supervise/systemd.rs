@@ -18,7 +18,7 @@ use nix::fcntl::Flock;
 use super::journal::Source;
 use super::systemctl::{self, SYSTEMCTL, Unit};
 use super::unit::{self, Farmctl, Names};
-use super::{Position, ProcessState, Program, Supervise, Take, Until, entry, journal, parts};
+use super::{Position, ProcessState, Program, Seat, Supervise, Take, Until, entry, journal, parts};
 use crate::error::refuse;
 use crate::file;
 use crate::layout::{Layout, SYSTEMD_UNITS, parse_session};
@@ -60,7 +60,7 @@ impl Systemd {
         let mut names = file::names_in(&self.units)?;
         names.retain(|name| {
             let of = self.names.parse(name);
-            of.is_some_and(|(of, _)| session.is_none_or(|session| session == of))
+            of.is_some_and(|(of, ..)| session.is_none_or(|session| session == of))
         });
         Ok(names)
     }
@@ -160,12 +160,14 @@ impl Systemd {
         let mut changed = false;
         let mut wanted = Vec::new();
         for program in programs {
-            let name = self.names.process(session, &program.process)?;
             let command = entry::command(program)?;
             let text =
                 unit::render_process(&self.names, &farmctl, app, program, &command, descriptors);
-            changed |= file::publish_if_new(&self.file(&name), &text, 0o644)?;
-            wanted.push(name);
+            for seat in program.seats() {
+                let name = self.names.process(session, &program.process, *seat)?;
+                changed |= file::publish_if_new(&self.file(&name), &text, 0o644)?;
+                wanted.push(name);
+            }
         }
         let mut gone = self.known(Some(session))?;
         gone.retain(|unit| !wanted.contains(unit));
@@ -182,8 +184,8 @@ impl Systemd {
         Ok(())
     }
 
-    fn unit_of(&self, session: &str, process: &str) -> Result<String> {
-        let unit = self.names.process(session, process)?;
+    fn unit_of(&self, session: &str, process: &str, seat: Seat) -> Result<String> {
+        let unit = self.names.process(session, process, seat)?;
         if self.file(&unit).exists() {
             return Ok(unit);
         }
@@ -202,9 +204,10 @@ fn leave_slice(slice: String) -> Result<()> {
     systemctl::order("stop", &[slice])
 }
 
-fn process_state(process: &str, unit: &Unit) -> ProcessState {
+fn process_state(process: &str, seat: Seat, unit: &Unit) -> ProcessState {
     ProcessState {
         process: process.to_owned(),
+        seat,
         state: unit.state,
         pid: unit.pid,
         since: unit.since,
@@ -262,13 +265,13 @@ impl Supervise for Systemd {
         }
         systemctl::order("start", &[self.names.tend_timer()])?;
         drop(lock);
-        let mut units = systemctl::show(&self.known(Some(session))?)?;
-        let runs = |unit: &Unit| unit.pid.is_some();
-        if !units.iter().any(runs) {
+        let states = self.states(session)?;
+        if states.iter().all(|state| state.pid.is_none()) {
             entry::end_orphans(programs)?;
         }
-        units.retain(|unit| !runs(unit));
-        let down: Vec<String> = units.into_iter().map(|unit| unit.name).collect();
+        let down = states.iter().filter(|state| state.pid.is_none());
+        let down = down.map(|state| self.unit_of(session, &state.process, state.seat));
+        let down = down.collect::<Result<Vec<String>>>()?;
         systemctl::forget_failures(&down)?;
         systemctl::order("start", &down)
     }
@@ -280,7 +283,7 @@ impl Supervise for Systemd {
     fn stop(&self, session: &str) -> Result<()> {
         let _lock = self.lock()?;
         // Also one whose file is gone.
-        let mut units = systemctl::list(&[self.names.processes(session)?], &[])?;
+        let mut units = systemctl::list(&self.names.processes(session)?, &[])?;
         units.extend(self.known(Some(session))?);
         units.sort_unstable();
         units.dedup();
@@ -298,9 +301,22 @@ impl Supervise for Systemd {
     }
 
     fn restart(&self, session: &str, process: &str) -> Result<()> {
-        let units = [self.unit_of(session, process)?];
+        let states = self.states(session)?;
+        let state = states.iter().find(|state| state.process == process);
+        let seat = state.map_or(Seat::First, |state| state.seat);
+        let units = [self.unit_of(session, process, seat)?];
         systemctl::forget_failures(&units)?;
         systemctl::order("restart", &units)
+    }
+
+    fn take_seat(&self, session: &str, process: &str, seat: Seat) -> Result<()> {
+        systemctl::order("start", &[self.unit_of(session, process, seat)?])
+    }
+
+    fn leave_seat(&self, session: &str, process: &str, seat: Seat) -> Result<()> {
+        let units = [self.unit_of(session, process, seat)?];
+        systemctl::order("stop", &units)?;
+        systemctl::forget_failures(&units)
     }
 
     fn check_watched(&self, _session: &str) -> Result<()> {
@@ -308,10 +324,11 @@ impl Supervise for Systemd {
         Ok(())
     }
 
-    fn states(&self, session: &str) -> Result<Vec<ProcessState>> {
+    fn seats(&self, session: &str) -> Result<Vec<ProcessState>> {
         let units = systemctl::show(&self.known(Some(session))?)?;
         let state = |unit: &Unit| {
-            self.names.parse(&unit.name).map(|(_, process)| process_state(process, unit))
+            let (_, process, seat) = self.names.parse(&unit.name)?;
+            Some(process_state(process, seat, unit))
         };
         Ok(units.iter().filter_map(state).collect())
     }

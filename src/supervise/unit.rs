@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use sha2::{Digest as _, Sha256};
 
-use super::{Program, parts};
+use super::{Program, Seat, parts};
 use crate::layout;
 use crate::profile::Reload;
 
@@ -15,6 +15,8 @@ const PAUSE: u32 = 2;
 /// A process that is started more often within so many seconds is given up: that is one
 /// that lives less than two seconds each time, as under supervisord.
 const GIVE_UP: (u32, u32) = (10, 40);
+/// What tells the second unit of a process that is replaced from the first.
+const SECOND: &str = ":2";
 /// Seconds between two looks of `farmctl tend`.
 const TEND_EVERY: u32 = 30;
 
@@ -38,25 +40,34 @@ impl Names {
     }
 
     /// A dot between the two, because both may have hyphens: `a-b` and `c`, `a` and `b-c`.
-    /// The session's id comes after an `@`, so that a drop-in of the administrator's for
-    /// `farmctl-a.web@.service` is in force in every session (systemd.unit(5)).
-    pub(super) fn process(&self, session: &str, process: &str) -> Result<String> {
+    /// The session's id, and which of two it is, come after an `@`, so that a drop-in of the
+    /// administrator's for `farmctl-a.web@.service` is in force for all of them (systemd.unit(5)).
+    pub(super) fn process(&self, session: &str, process: &str, seat: Seat) -> Result<String> {
         let (app, id) = parts(session)?;
-        Ok(format!("{}-{app}.{process}@{id}.service", self.prefix))
+        let seat = match seat {
+            Seat::First => "",
+            Seat::Second => SECOND,
+        };
+        Ok(format!("{}-{app}.{process}@{id}{seat}.service", self.prefix))
     }
 
-    /// The session and the process a unit is of, if it is of one.
-    pub(super) fn parse<'a>(&self, unit: &'a str) -> Option<(String, &'a str)> {
+    /// The session, the process and the seat a unit is of, if it is of one.
+    pub(super) fn parse<'a>(&self, unit: &'a str) -> Option<(String, &'a str, Seat)> {
         let name = unit.strip_prefix(&self.prefix)?.strip_prefix('-')?.strip_suffix(".service")?;
         let (name, id) = name.split_once('@')?;
         let (app, process) = name.split_once('.')?;
+        let (id, seat) = match id.strip_suffix(SECOND) {
+            Some(id) => (id, Seat::Second),
+            None => (id, Seat::First),
+        };
         let whole = !app.is_empty() && !process.is_empty() && !id.is_empty();
-        whole.then(|| (layout::session(app, id), process))
+        whole.then(|| (layout::session(app, id), process, seat))
     }
 
     /// What all units of a session match, in the way of glob(7).
-    pub(super) fn processes(&self, session: &str) -> Result<String> {
-        self.process(session, "*")
+    pub(super) fn processes(&self, session: &str) -> Result<[String; 2]> {
+        let all = |seat| self.process(session, "*", seat);
+        Ok([all(Seat::First)?, all(Seat::Second)?])
     }
 
     /// What all our units match, in the way of glob(7).
@@ -172,8 +183,8 @@ pub(super) fn render_process(
         mount = mount.display().to_string().replace('%', "%%"),
         command = command_line(command),
     );
-    // One that is restarted would end the farmctl that restarts it.
-    if !matches!(reload, Reload::Restart | Reload::Rolling) {
+    // One that is stopped would end the farmctl that stops it.
+    if !matches!(reload, Reload::Restart | Reload::Rolling | Reload::Replace) {
         let line = farmctl.line(&["--quiet", "reload", app, process]);
         let _ = writeln!(text, "ExecReload={line}");
     }
@@ -310,12 +321,16 @@ mod tests {
     fn names_tell_applications_processes_and_roots_apart() {
         let names = Names::of(Path::new("/"));
         let process = |names: &Names, session: &str, process: &str| {
-            names.process(session, process).expect("it is the name of a session")
+            names.process(session, process, Seat::First).expect("it is the name of a session")
         };
         assert_eq!(process(&names, "fs-a-b-1", "c"), "farmctl-a-b.c@1.service");
         assert_eq!(process(&names, "fs-a-1", "b-c"), "farmctl-a.b-c@1.service");
+        let second =
+            names.process("fs-a-b-1", "c", Seat::Second).expect("it is the name of a session");
+        assert_eq!(second, "farmctl-a-b.c@1:2.service");
+        assert_eq!(names.parse(&second), Some(("fs-a-b-1".to_owned(), "c", Seat::Second)));
         let parsed = names.parse("farmctl-a-b.c@1.service");
-        assert_eq!(parsed, Some(("fs-a-b-1".to_owned(), "c")));
+        assert_eq!(parsed, Some(("fs-a-b-1".to_owned(), "c", Seat::First)));
         assert_eq!(names.parse("farmctl-tend.service"), None);
         assert_eq!(names.slice("a-b"), "farmctl-a\\x2db.slice");
         let other = Names::of(Path::new("/var/tmp/farm"));
