@@ -110,12 +110,18 @@ fn an_nginx_that_is_stopped_is_started_again() {
     assert_serves("1.0");
 }
 
+/// Where [`read_only`] has farmctl keep what it downloads.
+fn cache(farm: &Farm) -> PathBuf {
+    farm.root().join("cache")
+}
+
 /// Runs farmctl where this directory cannot be written, which nobody else sees.
 fn read_only(farm: &Farm, place: &Path, words: &[&str]) -> Ran {
     let place = place.display();
     let script = format!(
         "mount --bind {place} {place}; mount -o remount,bind,ro {place}; \
-         exec {FARMCTL} --root {} {}",
+         FARMCTL_CACHE={} exec {FARMCTL} --root {} {}",
+        cache(farm).display(),
         farm.root().display(),
         words.join(" ")
     );
@@ -126,17 +132,22 @@ fn read_only(farm: &Farm, place: &Path, words: &[&str]) -> Ran {
 fn a_file_system_that_cannot_be_written_is_the_thing_to_look_at() {
     let farm = Farm::new();
     let tarball = Shop::new("1.0").pack(&farm);
-    let fails = |place: &str, words: &[&str]| {
-        let ran = read_only(&farm, Path::new(place), words);
-        let mistake = format!("{place} read-only");
+    let fails = |name: &str, place: &Path, words: &[&str]| {
+        let ran = read_only(&farm, place, words);
+        let mistake = format!("{name} read-only");
         let ran = mistake::met(&mistake, &farm, ran, 1, || ());
-        assert!(ran.error().ends_with(": Read-only file system"), "{place}: {}", ran.error());
-        assert!(ran.hint().starts_with("findmnt --options ro"), "{place}: {}", ran.hint());
+        assert!(ran.error().ends_with(": Read-only file system"), "{name}: {}", ran.error());
+        assert!(ran.hint().starts_with("findmnt --options ro"), "{name}: {}", ran.hint());
+        assert!(farm.volumes().is_empty(), "a volume is left");
     };
     for place in ["/etc/schroot", "/etc"] {
-        fails(place, &["install", word(&tarball)]);
-        assert!(farm.volumes().is_empty(), "a volume is left");
+        fails(place, Path::new(place), &["install", word(&tarball)]);
     }
+    let profile = farm.root().join("profiles/tiny/profile.toml");
+    fs::create_dir_all(profile.with_file_name("")).expect("there is room");
+    fs::write(&profile, tiny::profile("tiny", "1.0", "")).expect("there is room");
+    fs::create_dir(cache(&farm)).expect("there is room");
+    fails("cache", &cache(&farm), &["bootstrap", word(&profile)]);
     farm.run(&["install", word(&tarball)]).ok();
     for place in ["/etc/nginx", "/etc/nginx/sites-enabled", "/var/lib/schroot", "/run/schroot"] {
         let before = common::mounts(farm.root());
