@@ -6,6 +6,7 @@
 
 mod access;
 mod certificate;
+mod copy;
 mod export;
 mod listener;
 mod nginx;

@@ -12,10 +12,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 
-use super::{is_led_to, make_way, page, vhost};
+use super::{copy, is_led_to, make_way, page, vhost};
 use crate::error::refuse;
 use crate::file;
-use crate::inside::{self, Inside};
+use crate::inside::Inside;
 use crate::layout::Layout;
 use crate::manifest::Manifest;
 use crate::node::{Object, Transaction};
@@ -147,7 +147,7 @@ fn export(
             let (index, _) = of_before.into_iter().find(|(_, it)| it.path == files.path)?;
             Some(all.join(index.to_string()))
         });
-        inside::copy_plain(directory, &copy, before.as_deref(), time)
+        copy::copy_plain(directory, &copy, before.as_deref(), time)
             .with_context(|| format!("exporting {}", files.path.display()))?;
     }
     let set = || fs::File::open(target)?.set_modified(time);
