@@ -94,11 +94,11 @@ fn words(all: &[&str]) -> Vec<String> {
 /// Those that change something and are not here: `dev`, which does not end by itself and which
 /// nobody has walked yet; `init`, which needs neither root nor a node: what it leaves beside a
 /// profile goes when it is run again; `upgrade NAME FILE`, which is `install` and then `upgrade`,
-/// and what was installed stays when it is killed between them; `upgrade --confirm-within`, which is `upgrade` and `confirm`; `doctor --fix`, which is apt-get(8), `gc`,
-/// `tend` and one more file; `stop --preview`, a part of `stop`, and what `remove` does with one
-/// release or an environment, a part of what it does with all; `shell` without `--write` and the
-/// verbs that only look, which change nothing. LVM and systemd are for machines of their own
-/// (`vm/tests`).
+/// and what was installed stays when it is killed between them; `upgrade --confirm-within`, which
+/// is `upgrade` and `confirm`; `doctor --fix`, which is apt-get(8), `gc`, `tend` and one more file;
+/// `stop --preview`, a part of `stop`, and what `remove` does with one release or an environment, a
+/// part of what it does with all; `shell` without `--write` and the verbs that only look, which
+/// change nothing. LVM and systemd are for machines of their own (`vm/tests`).
 static VERBS: [Verb; 25] = [
     Verb {
         name: "bootstrap",
