@@ -267,12 +267,13 @@ fn put_up(layout: &Layout, manifest: &Manifest, site: &Site) -> Result<Published
     let publish = || -> Result<Published> {
         let _lock = lock()?;
         listener::check(app, front)?;
-        if let Some(certificate) = &site.certificate {
-            certificate.provide(app, front)?;
-        }
+        let is_made = match &site.certificate {
+            Some(certificate) => certificate.provide(app, front)?,
+            None => false,
+        };
         if is_enabled(app, &text)? {
             let started_nginx = nginx::master()?.is_none();
-            if started_nginx || !listener::accepts(front) {
+            if started_nginx || is_made || !listener::accepts(front) {
                 check()?;
                 nginx::take_up()?;
             }

@@ -28,10 +28,12 @@ pub fn fault(socket: &Path, front: &Front, path: &str) -> Option<String> {
 }
 
 /// Looks at a process that listens on `socket` in a session, as a visitor who comes by `front`
-/// if it is asked by HTTP; none if nothing shows whether it serves.
+/// if it is asked by HTTP; none if nothing shows whether it serves. Of two a command looks at
+/// the one with this pid.
 #[must_use]
 pub fn look(
     process: &Process,
+    pid: Option<u32>,
     socket: &Path,
     front: Option<&Front>,
     session: &str,
@@ -49,7 +51,9 @@ pub fn look(
         Sign::Socket => unasked(probe::connect(socket)),
         Sign::Command(_) => {
             let within = ready.within.0.to_string();
-            let call = ["timeout", &within, START_SCRIPT, "ready", &process.name];
+            let pid = pid.map(|pid| pid.to_string());
+            let mut call = vec!["timeout", &within, START_SCRIPT, "ready", &process.name];
+            call.extend(pid.as_deref());
             unasked(schroot::enter(session, "root", &call).named("ready.command").run())
         }
     })

@@ -267,7 +267,7 @@ pub const KEYS: &[Key] = &[
     key("process", "command", Text, Required, "The command, one simple command of sh with `{{ … }}` values. The virtualenv's `bin` comes first on `PATH`."),
     key("process", "directory", Text, Value("\"/\""), "Working directory."),
     key("process", "environment", TextTable, Value("{}"), "Environment variables of the command, taken literally."),
-    key("process", "reload", Text, Value("\"restart\""), "How new code is taken up: a signal sent to the server (`HUP`, `USR1`, `USR2`, …), `restart`, `command`, `rolling`: one after the other behind a balancer, each drained, restarted and admitted again; or `replace`, for what takes its work from a queue: another is started beside it, and it is stopped once that one is ready."),
+    key("process", "reload", Text, Value("\"restart\""), "How new code is taken up: a signal sent to the server (`HUP`, `USR1`, `USR2`, …), `restart`, `command`, `rolling`: one after the other behind a balancer, each drained, restarted and admitted again; or `replace`, for what takes its work from a queue: another is started beside it, and it is stopped once that one is ready, which `ready.command` says; no fixed pid file or name must be in its way."),
     key("process", "reload-command", Text, Nothing, "The command of `reload = \"command\"`, a line of sh like `command`: it returns when the server has taken the new code up, or begun to. It may take as long as `stop.within`."),
     key("process", "drain", Text, Nothing, "The command with which `reload = \"rolling\"` begins: it has the balancer send the process no more requests, and returns when the last one is answered. It may take as long as `stop.within`."),
     key("process", "admit", Text, Nothing, "The command with which `reload = \"rolling\"` ends, when the process is ready: it has the balancer send it requests again."),
@@ -277,7 +277,7 @@ pub const KEYS: &[Key] = &[
 
     key("process.ready", "http", Text, Nothing, "Path asked for by HTTP, as nginx asks for the first of the front's `server-names` that is one host's, or `localhost`; any status from 200 to 399 is ready."),
     key("process.ready", "body", Text, Nothing, "Text that the answer to `http` must have in it, in its first 64 KiB."),
-    key("process.ready", "command", Text, Nothing, "A command that exits with 0 when the process serves, a line of sh like `command`; `$pid` is the number of the process."),
+    key("process.ready", "command", Text, Nothing, "A command that exits with 0 when the process serves, a line of sh like `command`; `$pid` is the number of the process, for one that asks this very one of two."),
     key("process.ready", "socket", Switch, Value("false"), "It serves when nginx may connect to `{{ listen.PROCESS }}`."),
     key("process.ready", "within", Duration, Value("\"30s\""), "How long it may take."),
 

@@ -22,7 +22,7 @@ use crate::release::{App, Session};
 use crate::run::{Invocation, check_interrupted, poll_until};
 use crate::schroot;
 use crate::session;
-use crate::supervise::{Position, ProcessState, Program, Seat, State, Supervise};
+use crate::supervise::{Position, Program, State, Supervise};
 
 /// How long a process without a readiness check must stay up to count as started.
 const SETTLING: Duration = Duration::from_secs(1);
@@ -151,26 +151,10 @@ impl Served<'_> {
     /// # Errors
     /// When it ends, is not ready in time, or the user interrupts.
     pub fn wait_until_ready(&self, process: &Process, before: &Position) -> Result<()> {
-        self.wait_until_one_is_ready(process, None, before)
-    }
-
-    /// The same for the one in a seat.
-    fn wait_until_one_is_ready(
-        &self,
-        process: &Process,
-        seat: Option<Seat>,
-        before: &Position,
-    ) -> Result<()> {
-        let Self { app, session, supervisor, .. } = *self;
-        let is_it = |state: &ProcessState| {
-            state.process == process.name && seat.is_none_or(|seat| state.seat == seat)
-        };
+        let Self { session, supervisor, .. } = *self;
         let state = || -> Result<State> {
-            let states = match seat {
-                Some(_) => supervisor.seats(&session.name)?,
-                None => supervisor.states(&session.name)?,
-            };
-            let found = states.into_iter().find(is_it);
+            let states = supervisor.states(&session.name)?;
+            let found = states.into_iter().find(|state| state.process == process.name);
             Ok(found.map_or(State::Stopped, |state| state.state))
         };
         let failed =
@@ -197,22 +181,50 @@ impl Served<'_> {
             check_interrupted()?;
             Ok(None)
         })?;
-        let reason = match found {
+        let answer = match found {
             Some(Ok(())) => return Ok(()),
-            Some(Err(_)) => "it ends as soon as it is started".to_owned(),
+            Some(Err(_)) => None,
             None if process.ready.is_none() && !failed(&state()?) => return Ok(()),
-            None => format!("it is not ready after {} s: {last_answer}", within.as_secs()),
+            None => Some(last_answer),
+        };
+        self.is_not_ready(process, before, answer)
+    }
+
+    /// The error of a process that has ended, or has not got ready in its time: what it said
+    /// last.
+    fn is_not_ready(
+        &self,
+        process: &Process,
+        before: &Position,
+        answer: Option<String>,
+    ) -> Result<()> {
+        let within = process.ready.as_ref().map_or(SETTLING.as_secs(), |ready| ready.within.0);
+        let reason = match answer {
+            None => "it ends as soon as it is started".to_owned(),
+            Some(answer) => format!("it is not ready after {within} s: {answer}"),
         };
         self.failure(&process.name, before, &reason)
             .with_context(|| format!("process {}", process.name))
-            .hint(format!("farmctl logs {} shows all of its output", app.name))
+            .hint(format!("farmctl logs {} shows all of its output", self.app.name))
+    }
+
+    /// Stops a process and starts it again.
+    ///
+    /// # Errors
+    /// When it does not serve then.
+    pub fn restart(&self, process: &Process) -> Result<()> {
+        let Self { session, supervisor, .. } = *self;
+        self.settle(process)?;
+        let position = supervisor.position(&session.name, &process.name)?;
+        supervisor.restart(&session.name, &process.name)?;
+        self.wait_until_ready(process, &position)
     }
 
     /// Looks whether a process serves; none if nothing shows it.
     #[must_use]
     pub fn look(&self, process: &Process) -> Option<Look> {
         let front = self.manifest.profile.front.as_ref();
-        ready::look(process, &self.socket(process), front, &self.session.name)
+        ready::look(process, None, &self.socket(process), front, &self.session.name)
     }
 
     /// Paths that a process is asked for before an upgrade leads requests to it.
@@ -297,7 +309,7 @@ impl Served<'_> {
             }
         }
         for process in self.doubled()? {
-            troubles.push(format!("process {} runs twice: it was being replaced", process.name));
+            troubles.push(format!("process {} was being replaced: there are two", process.name));
         }
         troubles.extend(
             session
@@ -467,9 +479,7 @@ impl Served<'_> {
         for process in &manifest.profile.processes {
             let known = states.iter().any(|state| state.process == process.name);
             if known && self.reload(process).is_err() {
-                let position = supervisor.position(&session.name, &process.name)?;
-                supervisor.restart(&session.name, &process.name)?;
-                self.wait_until_ready(process, &position)?;
+                self.restart(process)?;
             }
         }
         Ok(())

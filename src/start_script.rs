@@ -657,9 +657,10 @@ when = "bake"
         const QUEUE: &str = r#"
 [[process]]
 name = "queue"
-command = """sh -c 'trap "echo $$ >>PLACEended; exit 0" TERM; while :; do sleep 0.1; done'"""
+command = """sh -c 'trap "echo $$ >>PLACEended; exit 0" TERM; left=-1; [ ! -e PLACEshort ] || left=15; \
+  while [ $left -ne 0 ]; do left=$((left - 1)); sleep 0.1; done'"""
 reload = "replace"
-ready = { command = "test ! -e PLACEunready && kill -s 0 $pid", within = "1s" }
+ready = { command = "test ! -e PLACEunready && sleep 1 && kill -s 0 $pid", within = "2s" }
 "#;
         let place = Place::new(&format!("{SERVERS}{QUEUE}"));
         assert_eq!(place.project(&["start", "queue"]).0, Some(0));
@@ -677,10 +678,15 @@ ready = { command = "test ! -e PLACEunready && kill -s 0 $pid", within = "1s" }
         let (status, text) = place.project(&["reload", "queue"]);
         assert_eq!((status, text.contains("the new one is not ready")), (Some(1), true), "{text}");
         assert_eq!(place.read("ended").lines().count(), 2, "the third has ended");
+        // Nor may one that ends be taken for ready because the other is.
+        fs::remove_file(place.path("unready")).expect("the directory is ours");
+        fs::write(place.path("short"), "").expect("the directory is ours");
+        let (status, text) = place.project(&["reload", "queue"]);
+        assert_eq!((status, text.contains("queue was left as it is")), (Some(1), true), "{text}");
+        fs::remove_file(place.path("short")).expect("the directory is ours");
         let (status, text) = place.project(&["status", "queue"]);
         let expected = format!("queue: running, pid {}, ", second.trim());
         assert_eq!((status, text.starts_with(&expected)), (Some(0), true), "{text}");
-        fs::remove_file(place.path("unready")).expect("the directory is ours");
         assert_eq!(place.project(&["ready", "queue"]).0, Some(0));
 
         // Its supervisor starts another beside it.

@@ -147,16 +147,28 @@ fn no_task_is_lost_or_done_twice_when_its_worker_is_replaced() {
     farm.assert_clean();
 }
 
+/// How many processes have this command line.
+fn running(pattern: &str) -> usize {
+    run(called("pgrep", &["--full", pattern])).stdout.lines().count()
+}
+
 /// How many of the process of [`what_is_replaced_goes_on_until_another_is_ready`] run.
 fn replaced() -> usize {
-    run(called("pgrep", &["--full", "^sleep 86018$"])).stdout.lines().count()
+    running("queue-86018$")
 }
 
 #[test]
 fn what_is_replaced_goes_on_until_another_is_ready() {
-    const PROCESS: &str = "[[process]]\nname = \"queue\"\ncommand = \"sleep 86018\"\n\
-         reload = \"replace\"\nready = { command = \"test ! -e /srv/calls/unready\", within = \"4s\" }\n\
-         [[data]]\nname = \"calls\"\npath = \"/srv/calls\"\n";
+    const PROCESS: &str = r#"[[process]]
+name = "queue"
+command = """sh -c 'test ! -e /srv/calls/short || exit 3; \
+  trap "test ! -e /srv/calls/slow || sleep 4.86; exit 0" TERM; while :; do sleep 0.1; done' queue-86018"""
+reload = "replace"
+ready = { command = "kill -s 0 $pid && test ! -e /srv/calls/unready", within = "4s" }
+[[data]]
+name = "calls"
+path = "/srv/calls"
+"#;
     let farm = Farm::new();
     let out = farm.root().join("out");
     fs::create_dir_all(&out).expect("there is room");
@@ -170,6 +182,12 @@ fn what_is_replaced_goes_on_until_another_is_ready() {
         status["processes"][0]["pid"].as_u64().expect("it runs")
     };
     let troubles = || farm.run(&["tend", "--dry-run"]).stdout;
+    let has = |name: &str| {
+        fs::write(farm.state("data/shop/calls").join(name), "").expect("there is room");
+    };
+    let has_not = |name: &str| {
+        fs::remove_file(farm.state("data/shop/calls").join(name)).expect("it is there");
+    };
     let mut now = pid();
     // From its first seat to the second, and back.
     for _ in 0..2 {
@@ -180,29 +198,44 @@ fn what_is_replaced_goes_on_until_another_is_ready() {
         assert_eq!((replaced(), troubles().as_str()), (1, ""));
     }
 
-    let unready = farm.state("data/shop/calls").join("unready");
-    fs::write(&unready, "").expect("there is room");
-    let failed = farm.run(&["reload", "shop"]).failed(1);
-    let expected = "reloading shop: the new one does not serve, and the one that ran goes on: process \
-                    queue: it is not ready after 4 s";
-    assert!(failed.error().starts_with(expected), "{}", failed.stderr);
-    assert_eq!((pid(), replaced()), (now, 1));
+    for (place, reason) in
+        [("unready", "it is not ready after 4 s"), ("short", "it ends as soon as it is started")]
+    {
+        has(place);
+        let failed = farm.run(&["reload", "shop"]).failed(1);
+        let expected = format!(
+            "reloading shop: the new one does not serve, and the one that ran goes on: process \
+             queue: {reason}"
+        );
+        assert!(failed.error().starts_with(&expected), "{}", failed.stderr);
+        assert_eq!((pid(), replaced(), troubles().as_str()), (now, 1, ""));
+        has_not(place);
+    }
 
     // Killed in between; the new one gets ready, or it does not.
     for is_ready in [false, true] {
-        fs::write(&unready, "").expect("there is room");
+        has("unready");
         let working = Working::begin(&farm, &["reload", "shop"]);
         wait_for("the new one", Duration::from_secs(60), || replaced() == 2);
         working.end(Signal::SIGKILL);
-        assert_eq!(troubles(), "shop: process queue runs twice: it was being replaced\n");
+        assert_eq!(troubles(), "shop: process queue was being replaced: there are two\n");
         if is_ready {
-            fs::remove_file(&unready).expect("it is there");
+            has_not("unready");
         }
         let tended = farm.run(&["tend"]).ok().stderr;
         assert!(tended.contains("shop: ending one of two of the process queue"), "{tended}");
         assert_eq!((replaced(), troubles().as_str()), (1, ""));
         assert_eq!(pid() != now, is_ready);
     }
+    // And while the old one has something to finish.
+    now = pid();
+    has("slow");
+    let working = Working::begin(&farm, &["reload", "shop"]);
+    wait_for("the old one's end", Duration::from_secs(60), || running("^sleep 4.86$") == 1);
+    working.end(Signal::SIGKILL);
+    farm.run(&["restart", "shop"]).ok();
+    assert_ne!(pid(), now);
+    assert_eq!((replaced(), troubles().as_str()), (1, ""));
     farm.run(&["stop", "shop"]).ok();
     farm.assert_clean();
 }

@@ -44,16 +44,21 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
                 let what = format!("check the new code of {}", process.name);
                 plan.commands(what, vec![check.display()]);
             }
+            let name = &process.name;
             let how = match &process.reload {
-                Reload::Restart => "restart the process".to_owned(),
-                Reload::Rolling => "drain, restart and admit the process".to_owned(),
-                Reload::Replace => "start another beside the process and stop it:".to_owned(),
-                Reload::Command => "run the process's reload-command".to_owned(),
-                Reload::Signal(signal) => format!("send SIG{} to the process", signal.name()),
+                Reload::Restart => format!("restart the process {name}"),
+                Reload::Rolling => format!("drain, restart and admit the process {name}"),
+                Reload::Replace => format!(
+                    "start another process {name}, and stop the one that runs when it is ready"
+                ),
+                Reload::Command => format!("run the reload-command of the process {name}"),
+                Reload::Signal(signal) => {
+                    format!("send SIG{} to the process {name}", signal.name())
+                }
             };
             let lost =
                 if loses(process, &started.manifest) { ": meanwhile nobody answers" } else { "" };
-            plan.step(format!("{how} {}{lost}", process.name));
+            plan.step(format!("{how}{lost}"));
         }
         context.show_plan(&plan);
         return Ok(Exit::Done);

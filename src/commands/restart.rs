@@ -50,12 +50,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     subject.record(&names.join(" "), || {
         processes.into_iter().try_for_each(|process| {
             context.ui.step(format!("restarting the process {}", process.name));
-            let before = supervisor.position(&started.session.name, &process.name)?;
-            supervisor
-                .restart(&started.session.name, &process.name)
-                .and_then(|()| {
-                    started.served(&node, supervisor.as_ref()).wait_until_ready(process, &before)
-                })
+            started
+                .served(&node, supervisor.as_ref())
+                .restart(process)
                 .with_context(|| format!("restarting {}", args.name))
         })
     })?;

@@ -189,7 +189,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
             let workers = pid.map(process::children).transpose()?.unwrap_or_default();
             let socket = node.layout().socket(&app.name, &session.name, &process.name);
             let front = manifest.profile.front.as_ref();
-            let look = ready::look(process, &socket, front, &session.name);
+            let look = ready::look(process, None, &socket, front, &session.name);
             let ready = look.map(|look| match look {
                 Look { status: Some(status), .. } => status.to_string(),
                 Look { trouble: None, .. } => "yes".to_owned(),

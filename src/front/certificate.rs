@@ -14,8 +14,7 @@ use crate::profile::Front;
 use crate::run::{Invocation, Tool};
 
 const OPENSSL: Tool = Tool { name: "openssl", package: "openssl" };
-/// How long a certificate of the node's own is valid, in days: nobody renews it, and who
-/// trusts it does so by its key.
+/// How long a certificate of the node's own is valid, in days: nobody renews it.
 const VALID: u32 = 3650;
 /// How long before its end a certificate should have been renewed, in days.
 const RENEWED: u32 = 14;
@@ -57,8 +56,8 @@ impl Certificate {
     }
 
     /// Makes it if it is the node's own and not there yet, or for other names, with the key it
-    /// had; one that is given must be whole.
-    pub(super) fn provide(&self, app: &str, front: &Front) -> Result<()> {
+    /// had; one that is given must be whole. Answers whether it was made.
+    pub(super) fn provide(&self, app: &str, front: &Front) -> Result<bool> {
         let Self { chain, key, is_given } = self;
         match [chain, key].into_iter().find(|path| !path.exists()) {
             Some(missing) if *is_given => refuse(
@@ -66,8 +65,8 @@ impl Certificate {
                 "a certificate needs both: its chain in NAME.crt, its key in NAME.key; without either, \
                  farmctl makes one",
             ),
-            None if *is_given || self.has(&names(front))? => Ok(()),
-            _ => self.make(app, front),
+            None if *is_given || self.has(&names(front))? => Ok(false),
+            _ => self.make(app, front).map(|()| true),
         }
     }
 

@@ -600,6 +600,16 @@ path = "/srv/shop/static"
         error: line 25, column 10: "reload" in [[process]]: the new one would listen where the old one does
         hint: reload = "restart"
         "#);
+        let raw = "queue ${listen_queue#unix:}\"\nreload = \"replace\"";
+        assert_eq!(
+            with("queue {{ data.uploads }}\"", raw),
+            with("queue {{ data.uploads }}\"", listening)
+        );
+        let other = "queue {{ listen.web }}\"\nreload = \"replace\"";
+        insta::assert_snapshot!(with("queue {{ data.uploads }}\"", other), @r#"
+        error: line 25, column 10: "reload" in [[process]]: nothing shows when the new one may take the old one's place
+        hint: ready = { command = "…" } asks the process with the number $pid
+        "#);
         let ready = |instead: &str| with("http = \"/\"", instead);
         insta::assert_snapshot!(ready("http = \"/\", socket = true"), @r#"
         error: line 19, column 9: "ready" in [[process]]: one of http, command and socket shows that a process serves

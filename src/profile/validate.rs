@@ -311,9 +311,8 @@ fn check_process(place: &Place, process: &Process, profile: &Profile) -> Checked
             None => {}
         }
     }
-    if process.reload == Reload::Replace && listens(process, profile) {
-        let message = "the new one would listen where the old one does";
-        return Err(Problem::at(place.key("reload"), message).hint("reload = \"restart\""));
+    if process.reload == Reload::Replace {
+        check_replaced(place, process, profile)?;
     }
     if let Some(check) = &process.check {
         shell(&place.key("check"), check)?;
@@ -327,12 +326,28 @@ fn check_process(place: &Place, process: &Process, profile: &Profile) -> Checked
     }
 }
 
-/// Whether a process, whose command is a template, is there to be connected to.
+/// While a process is replaced there are two of it.
+fn check_replaced(place: &Place, process: &Process, profile: &Profile) -> Checked {
+    let ready = process.ready.as_ref();
+    let is_asked = ready.is_some_and(|ready| ready.command.is_none());
+    if is_asked || profile.front_process() == Some(process) || listens(process, profile) {
+        let message = "the new one would listen where the old one does";
+        return Err(Problem::at(place.key("reload"), message).hint("reload = \"restart\""));
+    }
+    if ready.is_none() {
+        let message = "nothing shows when the new one may take the old one's place";
+        return Err(Problem::at(place.key("reload"), message)
+            .hint("ready = { command = \"…\" } asks the process with the number $pid"));
+    }
+    Ok(())
+}
+
+/// Whether a command has the address of its process in it.
 fn listens(process: &Process, profile: &Profile) -> bool {
-    let place = format!("listen.{}", template::key(&process.name));
-    process.command.contains(&place)
-        || process.ready.as_ref().is_some_and(|ready| ready.command.is_none())
-        || profile.front_process() == Some(process)
+    let variable = format!("listen_{}", template::key(&process.name));
+    let command = template::render_shell(&process.command, profile).unwrap_or_default();
+    let mut words = command.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+    words.any(|word| word == variable)
 }
 
 fn url_path(place: &Place, path: &str, example: &str) -> Checked {

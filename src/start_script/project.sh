@@ -72,8 +72,25 @@ running() {
 
 lives_by() {
 	[ -r "$1" ] || return 1
-	read -r pid <"$1" || return 1
-	lives "$pid"
+	read -r pid begun <"$1" || return 1
+	lives "$pid" && { [ -z "$begun" ] || [ "$begun" = "$(begun_at "$pid")" ]; }
+}
+
+# Writes down which process ran before another that is started beside it. Nobody removes that
+# when it has ended, so its time is there too.
+remember() {
+	printf '%s %s\n' "$2" "$(begun_at "$2")" >"$run/$1.pid.before"
+}
+
+# When a process was started, in ticks since the machine was (proc(5)); nothing without /proc.
+begun_at() {
+	if ! [ -r "/proc/$1/stat" ] || ! read -r stat <"/proc/$1/stat"; then
+		return 0
+	fi
+	# What comes before is its name, which may have spaces.
+	# shellcheck disable=SC2086
+	set -- ${stat##*) }
+	printf '%s' "${20}"
 }
 
 # A pid file outlives its process, and the number may be another program's by now: one that
@@ -93,7 +110,7 @@ run_process() {
 	if running "$process" && [ "$pid" != $$ ]; then
 		ways_of "$process"
 		[ "$reload" = replace ] || fail "$process is already running, pid $pid"
-		printf '%s\n' "$pid" >"$run/$process.pid.before"
+		remember "$process" "$pid"
 	fi
 	printf '%s\n' $$ >"$run/$process.pid.new"
 	mv -f "$run/$process.pid.new" "$run/$process.pid"
@@ -169,21 +186,39 @@ end_process() {
 	fi
 }
 
-# Starts another of a process, whose pid is $2, and ends that one when the other is ready.
+# Starts another of a process and ends the one that ran when the other is ready.
 replace_process() {
-	printf '%s\n' "$2" >"$run/$1.pid.before"
+	settle_process "$1"
+	running "$1" || fail "$1 is not running"
+	old=$pid
+	remember "$1" "$old"
 	begin_process "$1"
-	begun=$pid tries=$((ready_within * 2))
-	until "$0" ready "$1"; do
+	new=$pid tries=$((ready_within * 2))
+	until "$0" ready "$1" "$new"; do
 		tries=$((tries - 1))
-		if [ "$tries" -le 0 ] || ! lives "$begun"; then
-			! lives "$begun" || end_process "$1" "$begun"
-			fail "$1 was left as it is, pid $2: the new one is not ready; see $logs/$1.log"
+		if [ "$tries" -le 0 ] || ! lives "$new"; then
+			! lives "$new" || end_process "$1" "$new"
+			fail "$1 was left as it is, pid $old: the new one is not ready; see $logs/$1.log"
 		fi
 		sleep 0.5
 	done
-	end_process "$1" "$2"
+	lives "$new" || fail "$1 was left as it is, pid $old: the new one ended; see $logs/$1.log"
+	end_process "$1" "$old"
 	rm -f "$run/$1.pid.before"
+}
+
+# Ends one of the two that a replacement which was cut short has left.
+settle_process() {
+	lives_by "$run/$1.pid.before" || return 0
+	older=$pid
+	if ! lives_by "$run/$1.pid" || [ "$pid" = "$older" ]; then
+		return 0
+	fi
+	if "$0" ready "$1" "$pid"; then
+		end_process "$1" "$older"
+	else
+		end_process "$1" "$pid"
+	fi
 }
 
 reload_process() {
@@ -201,7 +236,7 @@ reload_process() {
 		admit_process "$1"
 		;;
 	replace)
-		replace_process "$1" "$pid"
+		replace_process "$1"
 		;;
 	command)
 		reload_by_command "$1"
@@ -249,9 +284,15 @@ case ${2-} in
 	;;
 esac
 if [ "$action" != run ]; then
-	if [ $# -gt 2 ] || [ "${2-}" = -- ]; then
+	# A pid comes with ready where there are two of a process.
+	most=2
+	[ "$action" != ready ] || most=3
+	if [ $# -gt "$most" ] || [ "${2-}" = -- ]; then
 		misused "$action takes a PROCESS and nothing else"
 	fi
+	case ${3-} in
+	*[!0-9]*) misused "'$3' is not a pid" ;;
+	esac
 	become_user "$@"
 	surroundings
 fi
@@ -315,7 +356,11 @@ reload-command)
 drain | admit | check | ready)
 	for process in $chosen; do
 		# For a command that asks this very process.
-		running "$process" || pid=
+		if [ -n "${3-}" ]; then
+			pid=$3
+		else
+			running "$process" || pid=
+		fi
 		"${action}_process" "$process"
 	done
 	;;

@@ -130,6 +130,16 @@ pub struct ProcessState {
 }
 
 impl ProcessState {
+    /// How near it is to running.
+    fn nearness(&self) -> u8 {
+        match self.state {
+            State::Running | State::Starting => 3,
+            State::Backoff | State::Stopping => 2,
+            State::Failed => 1,
+            State::Stopped => 0,
+        }
+    }
+
     /// Whether it is to run, or is being stopped.
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -222,20 +232,12 @@ pub trait Supervise: fmt::Debug + Sync {
     /// When it runs and cannot be reached.
     fn seats(&self, session: &str) -> Result<Vec<ProcessState>>;
     /// The session's processes; none if the supervisor does not run. Of one that is being
-    /// replaced it is the one that runs, or came first.
+    /// replaced it is the one that runs, or is the nearest to it.
     ///
     /// # Errors
     /// When it runs and cannot be reached.
     fn states(&self, session: &str) -> Result<Vec<ProcessState>> {
-        let mut states: Vec<ProcessState> = Vec::new();
-        for state in self.seats(session)? {
-            match states.iter_mut().find(|other| other.process == state.process) {
-                Some(other) if state.runs() && !other.runs() => *other = state,
-                Some(_) => {}
-                None => states.push(state),
-            }
-        }
-        Ok(states)
+        Ok(one_of_each(self.seats(session)?))
     }
     /// Sessions the supervisor has been told about.
     ///
@@ -266,6 +268,19 @@ pub trait Supervise: fmt::Debug + Sync {
         until: Until,
         take: &mut Take<'_>,
     ) -> Result<()>;
+}
+
+/// Of the seats of each process, the one that is the nearest to running.
+fn one_of_each(seats: Vec<ProcessState>) -> Vec<ProcessState> {
+    let mut states: Vec<ProcessState> = Vec::new();
+    for state in seats {
+        match states.iter_mut().find(|other| other.process == state.process) {
+            Some(other) if state.nearness() > other.nearness() => *other = state,
+            Some(_) => {}
+            None => states.push(state),
+        }
+    }
+    states
 }
 
 /// Has the storage that farmctl made attached after a reboot, before what needs it. Nothing
@@ -316,5 +331,41 @@ pub fn detect(layout: &Layout) -> Box<dyn Supervise> {
         Box::new(systemd::Systemd::new(layout))
     } else {
         Box::new(supervisord::Supervisord::new(layout))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_where_it_is_the_nearest_to_running() {
+        let seat = |process: &str, seat, state| ProcessState {
+            process: process.to_owned(),
+            seat,
+            state,
+            pid: None,
+            since: None,
+            exit: None,
+        };
+        for (first, second, expected) in [
+            (State::Running, State::Backoff, Seat::First),
+            (State::Running, State::Running, Seat::First),
+            (State::Stopped, State::Starting, Seat::Second),
+            // Its worker has crashed, or has tasks to finish: none is to be started beside it.
+            (State::Stopped, State::Backoff, Seat::Second),
+            (State::Stopped, State::Stopping, Seat::Second),
+            (State::Stopped, State::Failed, Seat::Second),
+            (State::Stopped, State::Stopped, Seat::First),
+        ] {
+            let states = one_of_each(vec![
+                seat("web", Seat::First, State::Running),
+                seat("queue", Seat::First, first),
+                seat("queue", Seat::Second, second),
+            ]);
+            let found: Vec<(&str, Seat)> =
+                states.iter().map(|state| (state.process.as_str(), state.seat)).collect();
+            assert_eq!(found, [("web", Seat::First), ("queue", expected)], "{first} {second}");
+        }
     }
 }

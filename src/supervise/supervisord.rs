@@ -39,6 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const STARTING: Duration = Duration::from_secs(5);
 /// How long another farmctl may hold the lock: it waits for supervisord and for orphans.
 const LOCKED: Duration = Duration::from_secs(60);
+/// How long one that is being stopped is waited for: supervisord kills it when its time is up.
+const ENDING: Duration = Duration::from_secs(24 * 60 * 60);
 /// Of so many sessions that have ended the logs are kept.
 const SESSIONS_REMEMBERED: usize = 5;
 /// The script that speaks to supervisord.
@@ -46,6 +48,8 @@ const RPC: &str = include_str!("rpc.py");
 
 /// Fault of a call for a group or process supervisord does not know (xmlrpc.py, `BAD_NAME`).
 const BAD_NAME: i64 = 10;
+/// Fault of a call to stop what does not run, or is being stopped (xmlrpc.py).
+const NOT_RUNNING: i64 = 70;
 /// What rpc.py calls it when there is no connection.
 const UNREACHABLE: i64 = 0;
 
@@ -282,6 +286,23 @@ impl Supervisord {
         Ok(())
     }
 
+    /// Stops a process. One that is being stopped is waited for, which supervisord will not do.
+    fn end(&self, address: &str) -> Result<()> {
+        let stopped = poll_until(ENDING, || {
+            match self.call(&serde_json::json!([stop_call(address)]))?.pop() {
+                Some(Answer::Fault { fault: NOT_RUNNING, .. }) => {}
+                Some(Answer::Fault { fault, text }) => return self.refusal(fault, &text),
+                Some(Answer::Result { .. }) | None => return Ok(Some(())),
+            }
+            let info = self.order(&serde_json::json!([["supervisor.getProcessInfo", address]]))?;
+            let info = info.into_iter().next().context("supervisord gave no answer")?;
+            let info: Info =
+                serde_json::from_value(info).context("reading the answer of supervisord")?;
+            Ok((state(&info.statename) != State::Stopping).then_some(()))
+        })?;
+        stopped.with_context(|| format!("{address} does not end"))
+    }
+
     /// Ends the daemon if it has nothing left to run.
     fn leave_if_idle(&self) -> Result<()> {
         if self.daemon()?.is_none() && !self.layout.supervisor_socket().exists() {
@@ -424,10 +445,7 @@ impl Supervise for Supervisord {
         let found = states.iter().find(|state| state.process == process && state.seat == seat);
         match found {
             None => unknown(session, process),
-            Some(found) if found.is_up() => {
-                self.order(&serde_json::json!([stop_call(&address(session, process, seat))]))?;
-                Ok(())
-            }
+            Some(found) if found.is_up() => self.end(&address(session, process, seat)),
             Some(_) => Ok(()),
         }
     }
@@ -447,7 +465,21 @@ impl Supervise for Supervisord {
         if !self.runs()? {
             return Ok(Vec::new());
         }
-        Ok(self.infos(session)?.into_iter().map(|info| process_state(session, &info)).collect())
+        let states: Vec<ProcessState> =
+            self.infos(session)?.iter().map(|info| process_state(session, info)).collect();
+        let other_is_up = |state: &ProcessState| {
+            let is_other =
+                |it: &&ProcessState| it.process == state.process && it.seat != state.seat;
+            states.iter().filter(is_other).any(ProcessState::is_up)
+        };
+        // supervisord cannot be told to forget that one has failed.
+        let forgotten = |state: &ProcessState| match state.state {
+            State::Failed if other_is_up(state) => {
+                ProcessState { state: State::Stopped, exit: None, ..state.clone() }
+            }
+            _ => state.clone(),
+        };
+        Ok(states.iter().map(forgotten).collect())
     }
 
     fn sessions(&self) -> Result<Vec<String>> {

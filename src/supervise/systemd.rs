@@ -310,7 +310,10 @@ impl Supervise for Systemd {
     }
 
     fn take_seat(&self, session: &str, process: &str, seat: Seat) -> Result<()> {
-        systemctl::order("start", &[self.unit_of(session, process, seat)?])
+        let units = [self.unit_of(session, process, seat)?];
+        // Else it may have been started too often of late.
+        systemctl::forget_failures(&units)?;
+        systemctl::order("start", &units)
     }
 
     fn leave_seat(&self, session: &str, process: &str, seat: Seat) -> Result<()> {

@@ -128,7 +128,6 @@ impl Dev<'_> {
     /// Reloads a process, or starts it again if the change before was its end.
     fn renew_one(&self, process: &Process) -> Result<&'static str> {
         let served = self.started.served(self.node, self.supervisor);
-        let session = &self.started.session.name;
         served.check(process)?;
         let before = self.running(process)?;
         if before.is_some() {
@@ -140,11 +139,7 @@ impl Dev<'_> {
             }
             // It has ended: its supervisor starts the same again, or has given up.
         }
-        let position = self.supervisor.position(session, &process.name)?;
-        self.supervisor
-            .restart(session, &process.name)
-            .and_then(|()| served.wait_until_ready(process, &position))
-            .with_context(|| format!("starting {} again", process.name))?;
+        served.restart(process).with_context(|| format!("starting {} again", process.name))?;
         Ok("started again")
     }
 
