@@ -430,7 +430,7 @@ fn nothing_is_left(farm: &Farm) {
 #[track_caller]
 #[expect(clippy::print_stderr, reason = "measured figures, shown with --nocapture")]
 fn assert_reloads_lose_nothing(farm: &Farm, app: &str, port: u16, least: u64) {
-    let load = Load::start(&format!("http://127.0.0.1:{port}/"));
+    let load = Load::full(&format!("http://127.0.0.1:{port}/"));
     let mut took = Vec::new();
     for _ in 0..3 {
         let begun = Instant::now();

@@ -75,17 +75,27 @@ pub struct Report {
 }
 
 impl Load {
-    /// Begins to load a URL.
-    /// Thirty-two at once, as fast as they are answered.
+    /// Thirty-two, who come about fifteen hundred times a second: no gap escapes them, and they
+    /// leave processors to what is tested.
     pub fn start(url: &str) -> Self {
+        Self::coming(32, url, 20)
+    }
+
+    /// Thirty-two at once, as fast as they are answered.
+    pub fn full(url: &str) -> Self {
         Self::of(&["-c32", url])
     }
 
     /// A hundred and twenty-eight, each of which pauses after an answer for so many
     /// milliseconds: together they come at about a constant rate.
     pub fn pausing(url: &str, milliseconds: u64) -> Self {
+        Self::coming(128, url, milliseconds)
+    }
+
+    fn coming(visitors: u32, url: &str, milliseconds: u64) -> Self {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/vm/guest/load.lua");
-        Self::of(&["-c128", "-s", script, url, "--", &milliseconds.to_string()])
+        let (visitors, pause) = (format!("-c{visitors}"), milliseconds.to_string());
+        Self::of(&[&visitors, "-s", script, url, "--", &pause])
     }
 
     fn of(arguments: &[&str]) -> Self {
@@ -101,7 +111,7 @@ impl Load {
 
     /// How long [`Self::pausing`] visitors pause for half as many requests as are possible.
     pub fn pause_for_half(url: &str) -> u64 {
-        let full = Self::start(url).end(Duration::from_secs(3));
+        let full = Self::full(url).end(Duration::from_secs(3));
         2 * 128 * 1000 / full.rate.max(1)
     }
 
