@@ -68,14 +68,14 @@ pub fn temporary_of(path: &Path) -> PathBuf {
 /// left of the same path go.
 fn temporary(path: &Path) -> Result<TempPath> {
     let directory = directory_of(path);
-    let prefix = temporary_prefix(path);
-    let own = format!("{prefix}{}", std::process::id());
+    let (prefix, own) = (temporary_prefix(path), temporary_of(path));
     for name in names_in(directory)? {
-        if name == own || name.starts_with(&prefix) && is_abandoned(&name) {
-            remove(&directory.join(name))?;
+        let other = directory.join(&name);
+        if other == own || name.starts_with(&prefix) && is_abandoned(&name) {
+            remove(&other)?;
         }
     }
-    Ok(TempPath::try_from_path(directory.join(own))?)
+    Ok(TempPath::try_from_path(own)?)
 }
 
 /// What killed farmctls left in a directory, and in those beneath it so many floors down,

@@ -70,6 +70,7 @@ running() {
 	lives_by "$run/$1.pid" || lives_by "$run/$1.pid.before"
 }
 
+# Whether the process a pid file names lives, and its pid in $pid.
 lives_by() {
 	[ -r "$1" ] || return 1
 	read -r pid begun <"$1" || return 1
@@ -82,7 +83,7 @@ remember() {
 	printf '%s %s\n' "$2" "$(begun_at "$2")" >"$run/$1.pid.before"
 }
 
-# When a process was started, in ticks since the machine was (proc(5)); nothing without /proc.
+# When a process was started, in clock ticks after boot (proc(5)); nothing without /proc.
 begun_at() {
 	if ! [ -r "/proc/$1/stat" ] || ! read -r stat <"/proc/$1/stat"; then
 		return 0

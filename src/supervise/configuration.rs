@@ -181,6 +181,10 @@ mod tests {
         )
         .expect("the session has the user")
         .replace(&session.path().display().to_string(), "/run/schroot/mount/fs-shop-1");
+        let (text, second) =
+            text.split_once("\n[program:fs-shop-1.worker-2.2]").expect("it has one");
+        let (_, first) = text.split_once("\n[program:fs-shop-1.worker-2]").expect("it has one");
+        assert_eq!(second, first, "both seats of a process are the same");
         insta::assert_snapshot!(text, @r"
         ; Written by farmctl; changes are lost.
         [group:fs-shop-1]
@@ -203,22 +207,6 @@ mod tests {
         stdout_logfile_backups=5
 
         [program:fs-shop-1.worker-2]
-        command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run worker-2
-        directory=/
-        autostart=false
-        autorestart=true
-        startsecs=2
-        startretries=10
-        stopsignal=TERM
-        stopwaitsecs=30
-        stopasgroup=false
-        killasgroup=true
-        redirect_stderr=true
-        stdout_logfile=/var/log/farmctl/shop/worker-2.1.log
-        stdout_logfile_maxbytes=10MB
-        stdout_logfile_backups=5
-
-        [program:fs-shop-1.worker-2.2]
         command=/usr/sbin/chroot --userspec=200000:200000 --groups= /run/schroot/mount/fs-shop-1 /usr/bin/env -i PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 HOME=/home/app USER=app LOGNAME=app SHELL=/bin/sh /usr/local/bin/project run worker-2
         directory=/
         autostart=false
