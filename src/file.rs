@@ -2,10 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag};
+use nix::unistd::linkat;
 use tempfile::TempPath;
 
 use crate::process;
@@ -40,6 +44,35 @@ pub fn put(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
     let write = || -> Result<()> {
         let (_, temporary) = write_temporary(path, contents, mode)?;
         Ok(temporary.persist(path)?)
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
+/// Puts `contents` at `path`, where nothing is. It has no name before it is whole (open(2),
+/// `O_TMPFILE`): who is killed leaves nothing. Where the file system cannot do that, as
+/// [`publish`].
+///
+/// # Errors
+/// When something is there, or the directory cannot be written.
+pub fn create(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
+    let write = || -> Result<()> {
+        let directory = directory_of(path);
+        let flags = OFlag::O_TMPFILE.bits();
+        let nameless =
+            OpenOptions::new().write(true).mode(mode).custom_flags(flags).open(directory);
+        let mut file = match nameless {
+            Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
+                return publish(path, contents, mode);
+            }
+            file => file?,
+        };
+        file.write_all(contents)?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+        linkat(AT_FDCWD, open.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)
+            .map_err(std::io::Error::from)?;
+        sync_directory(directory)
     };
     write().with_context(|| format!("writing {}", path.display()))
 }
@@ -222,6 +255,20 @@ pub fn sync_directory(directory: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_created_is_never_in_the_place_of_something() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let path = root.path().join("a");
+        create(&path, b"text", 0o640).expect("there is room");
+        assert_eq!(fs::read_to_string(&path).expect("it is there"), "text");
+        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o640);
+        let error = create(&path, b"other", 0o640).expect_err("it is there");
+        assert!(format!("{error:#}").contains("File exists"), "{error:#}");
+        assert_eq!(names_in(root.path()).expect("it can be read"), ["a"]);
+        assert_eq!(fs::read_to_string(&path).expect("it is there"), "text");
+    }
 
     #[test]
     fn what_a_killed_farmctl_was_about_to_publish_is_told_from_what_another_one_is() {

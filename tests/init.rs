@@ -102,6 +102,16 @@ fn init_writes_over_nothing_unless_told_and_a_dry_run_writes_nothing() {
     assert_eq!(fs::read_to_string(&path).expect("it is there"), "mine");
     init(project.path(), &["--force"]).ok();
     assert_ne!(fs::read_to_string(&path).expect("it is there"), "mine");
+
+    // What one that was killed wrote first.
+    fs::remove_file(&path).expect("it is there");
+    init(project.path(), &[]).ok();
+    fs::remove_file(&path).expect("it is there");
+    let requirements = project.path().join("farmctl-requirements.txt");
+    fs::write(&requirements, "mine").expect("it is ours");
+    let ran = init(project.path(), &[]).failed(1);
+    assert_eq!(ran.error(), format!("there is a {} already", requirements.display()));
+    assert!(!path.exists());
 }
 
 #[test]

@@ -93,15 +93,18 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     // All of them, before the first is written.
-    if let Some((path, _)) = files.iter().find(|(path, _)| !args.force && path.exists()) {
-        return refuse(
-            format_args!("there is a {} already", path.display()),
-            format!("farmctl init {} --force writes over it", directory.display()),
-        );
+    for (path, text) in &files {
+        if !args.force && is_anothers(path, text)? {
+            return refuse(
+                format_args!("there is a {} already", path.display()),
+                format!("farmctl init {} --force writes over it", directory.display()),
+            );
+        }
     }
     // The profile last: with it there, all is there.
     for (path, text) in files.iter().rev() {
-        file::publish(path, text.as_bytes(), 0o644)?;
+        let write = if path.exists() { file::publish } else { file::create };
+        write(path, text.as_bytes(), 0o644)?;
     }
     let paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
     let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
@@ -117,6 +120,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         context.ui.answer(next.join("\n"));
     }
     Ok(Exit::Done)
+}
+
+/// Whether something is there that is not what a killed `init` wrote before the profile.
+fn is_anothers(path: &Path, text: &str) -> Result<bool> {
+    let there = file::read_if_there(path)?;
+    Ok(there.is_some_and(|there| path.ends_with(PROFILE) || there != text))
 }
 
 /// Paths and texts of what is written, the profile first.
