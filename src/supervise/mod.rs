@@ -7,6 +7,7 @@
 mod configuration;
 mod entry;
 mod journal;
+mod process_logs;
 mod supervisord;
 mod systemctl;
 mod systemd;

@@ -4,17 +4,15 @@
 //! generated: one file for the daemon, one for each session. It is spoken to by
 //! XML-RPC through the transport of Debian's own `supervisor` package.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::Flock;
-use nix::unistd::Group;
 use serde::Deserialize;
 
+use super::process_logs::ProcessLogs;
 use super::{
     Position, ProcessState, Program, Seat, State, Supervise, Take, Until, configuration, entry,
     parts,
@@ -22,17 +20,15 @@ use super::{
 use crate::error::refuse;
 use crate::file;
 use crate::layout::Layout;
-use crate::log::{self, Follower};
+use crate::log;
 use crate::place::{self, Occupant, Place};
 use crate::process;
-use crate::run::{self, Invocation, Tool, check_interrupted, poll_until};
+use crate::run::{Invocation, Tool, poll_until};
 
 const SUPERVISORD: Tool = Tool { name: "supervisord", package: "supervisor" };
 const PYTHON: Tool = Tool { name: "python3", package: "python3" };
 const TOOLS: [&Tool; 3] = [&SUPERVISORD, &PYTHON, &entry::CHROOT];
 
-/// How long following a log pauses between two looks.
-const PAUSE: Duration = Duration::from_millis(200);
 /// How long supervisord may take to answer after it was started, and to end.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long one that another farmctl has started may take to answer.
@@ -41,8 +37,6 @@ const STARTING: Duration = Duration::from_secs(5);
 const LOCKED: Duration = Duration::from_secs(60);
 /// How long one that is being stopped is waited for: supervisord kills it when its time is up.
 const ENDING: Duration = Duration::from_secs(24 * 60 * 60);
-/// Of so many sessions that have ended the logs are kept.
-const SESSIONS_REMEMBERED: usize = 5;
 /// The script that speaks to supervisord.
 const RPC: &str = include_str!("rpc.py");
 
@@ -203,47 +197,8 @@ impl Supervisord {
         )
     }
 
-    fn log_of(&self, session: &str, process: &str) -> Result<PathBuf> {
-        let (app, id) = parts(session)?;
-        Ok(self.layout.process_log(app, process, id))
-    }
-
-    /// Logs of a process, one for each of its sessions that is remembered, the newest last.
-    fn logs_of(&self, app: &str, process: &str) -> Result<Vec<PathBuf>> {
-        let directory = self.layout.app_logs(app);
-        let mut logs = Vec::new();
-        for name in file::names_in(&directory)? {
-            let id = name.strip_prefix(process).and_then(|rest| rest.strip_prefix('.'));
-            let id = id.and_then(|rest| rest.strip_suffix(".log"));
-            if id.is_some_and(|id| !id.contains('.')) {
-                let path = directory.join(&name);
-                // Gone since: it was forgotten by a farmctl that begins a session.
-                let Ok(written) = fs::metadata(&path).and_then(|meta| meta.modified()) else {
-                    continue;
-                };
-                logs.push((written, path));
-            }
-        }
-        logs.sort();
-        Ok(logs.into_iter().map(|(_, path)| path).collect())
-    }
-
-    /// Removes the oldest logs of a process, with what was rotated of them.
-    fn forget_logs(&self, app: &str, process: &str) -> Result<()> {
-        let mut logs = self.logs_of(app, process)?;
-        // One that prints nothing has the oldest log, and needs it.
-        for session in self.sessions()? {
-            let log = self.log_of(&session, process)?;
-            logs.retain(|path| *path != log);
-        }
-        for path in &logs[..logs.len().saturating_sub(SESSIONS_REMEMBERED)] {
-            let rotated = (1..=configuration::LOGS_KEPT)
-                .map(|number| PathBuf::from(format!("{}.{number}", path.display())));
-            for path in rotated.chain([path.clone()]) {
-                file::remove_if_there(&path)?;
-            }
-        }
-        Ok(())
+    fn process_logs(&self) -> ProcessLogs<'_> {
+        ProcessLogs::new(&self.layout)
     }
 
     fn log(&self) -> PathBuf {
@@ -334,21 +289,6 @@ impl Supervisord {
     }
 }
 
-/// Makes the log, for administrators' eyes: applications print what they like.
-fn make_log(path: &Path) -> Result<()> {
-    let group = Group::from_name("adm").context("looking up group adm")?;
-    let gid = group.map(|group| group.gid.as_raw());
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    file::make_directory(directory, 0o750)?;
-    let make = || -> std::io::Result<()> {
-        chown(directory, Some(0), gid)?;
-        fs::set_permissions(directory, fs::Permissions::from_mode(0o750))?;
-        OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
-        chown(path, Some(0), gid)
-    };
-    make().with_context(|| format!("making {}", path.display()))
-}
-
 impl Supervise for Supervisord {
     fn describe(&self) -> String {
         "supervisord, farmctl's own: systemd is not PID 1".to_owned()
@@ -375,9 +315,11 @@ impl Supervise for Supervisord {
         }
         let _lock = self.lock()?;
         self.write_daemon_configuration()?;
+        // One that prints nothing has the oldest log, and needs it.
+        let sessions = self.sessions()?;
         for program in programs {
-            make_log(&self.log_of(session, &program.process)?)?;
-            self.forget_logs(parts(session)?.0, &program.process)?;
+            self.process_logs().make(session, &program.process)?;
+            self.process_logs().forget(parts(session)?.0, &program.process, &sessions)?;
         }
         let text = configuration::render_session(&self.layout, session, programs)?;
         file::publish(&self.group(session), text.as_bytes(), 0o644)?;
@@ -489,14 +431,14 @@ impl Supervise for Supervisord {
     }
 
     fn position(&self, session: &str, process: &str) -> Result<Position> {
-        log::size(&self.log_of(session, process)?).map(Position::Offset)
+        log::size(&self.process_logs().path(session, process)?).map(Position::Offset)
     }
 
     fn lines_since(&self, session: &str, process: &str, since: &Position) -> Result<Vec<String>> {
         let Position::Offset(offset) = since else {
             bail!("the position is not one in a log file");
         };
-        log::lines_since(&self.log_of(session, process)?, *offset)
+        log::lines_since(&self.process_logs().path(session, process)?, *offset)
     }
 
     fn output(
@@ -507,39 +449,7 @@ impl Supervise for Supervisord {
         until: Until,
         take: &mut Take<'_>,
     ) -> Result<()> {
-        let mut followers = BTreeMap::new();
-        for process in processes {
-            let logs = self.logs_of(app, process)?;
-            let lines = log::last_lines(&logs, count)?;
-            for path in logs {
-                let follower = Follower::at_end(&path)?;
-                followers.insert(path, follower);
-            }
-            for line in lines {
-                if take(process, &line).is_break() {
-                    return Ok(());
-                }
-            }
-        }
-        if until == Until::Now {
-            return Ok(());
-        }
-        loop {
-            for process in processes {
-                for path in self.logs_of(app, process)? {
-                    // Of a session that has been begun since.
-                    let new = || Follower::at_start(&path);
-                    let follower = followers.entry(path.clone()).or_insert_with(new);
-                    for line in follower.lines()? {
-                        if take(process, &line).is_break() {
-                            return Ok(());
-                        }
-                    }
-                }
-            }
-            check_interrupted()?;
-            run::rest(PAUSE);
-        }
+        self.process_logs().take(app, processes, count, until, take)
     }
 }
 
