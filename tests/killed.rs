@@ -39,7 +39,8 @@ use std::env;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use common::{FARMCTL, Farm, Ran, called, run, tool};
@@ -48,7 +49,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use picture::Picture;
 use shop::Shop;
-use signal::{runs, word};
+use signal::{pids, runs, word};
 use tiny::Tiny;
 
 /// Calls that change what outlives a process: names, attributes, sizes, contents, mounts,
@@ -91,15 +92,33 @@ fn words(all: &[&str]) -> Vec<String> {
     all.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Those that change something and are not here: `dev`, which does not end by itself and which
-/// nobody has walked yet; `init`, which needs neither root nor a node: what it leaves beside a
-/// profile goes when it is run again; `upgrade NAME FILE`, which is `install` and then `upgrade`,
-/// and what was installed stays when it is killed between them; `upgrade --confirm-within`, which
-/// is `upgrade` and `confirm`; `doctor --fix`, which is apt-get(8), `gc`, `tend` and one more file;
-/// `stop --preview`, a part of `stop`, and what `remove` does with one release or an environment, a
-/// part of what it does with all; `shell` without `--write` and the verbs that only look, which
-/// change nothing. LVM and systemd are for machines of their own (`vm/tests`).
-static VERBS: [Verb; 25] = [
+/// Those that change something and are not here: `init --force`, which needs neither root nor a
+/// node: what it leaves beside a profile goes when it is run again; `dev` where a change is baked,
+/// which is `bake`, `install` and `upgrade`; `upgrade NAME FILE`, which is `install` and then
+/// `upgrade`, and what was installed stays when it is killed between them; `upgrade
+/// --confirm-within`, which is `upgrade` and `confirm`; `doctor --fix`, which is apt-get(8), `gc`,
+/// `tend` and one more file; `stop --preview`, a part of `stop`, and what `remove` does with one
+/// release or an environment, a part of what it does with all; `shell` without `--write` and the
+/// verbs that only look, which change nothing. LVM and systemd are for machines of their own
+/// (`vm/tests`).
+static VERBS: [Verb; 27] = [
+    Verb {
+        name: "init",
+        before: |field| {
+            let project = field.project();
+            fs::create_dir_all(&project).expect("there is room");
+            let app = "from flask import Flask\napp = Flask(__name__)\n";
+            fs::write(project.join("wsgi.py"), app).expect("there is room");
+        },
+        words: |field| words(&["init", word(&field.project())]),
+        back: |field| {
+            for name in ["profile.toml", "farmctl-requirements.txt"] {
+                fs::remove_file(field.project().join(name)).expect("it was written");
+            }
+        },
+        serves: false,
+        once: true,
+    },
     Verb {
         name: "bootstrap",
         before: |_| (),
@@ -305,6 +324,23 @@ static VERBS: [Verb; 25] = [
         once: false,
     },
     Verb {
+        name: "dev",
+        before: |field| {
+            field.ok(&["install", word(&field.farm.bake(&field.developed()))]);
+            field.ok(&["start", "developed"]);
+            let module = field.developed().join("app/hello.py");
+            let code = fs::read_to_string(&module).expect("it was copied");
+            fs::write(&module, code + "# saved\n").expect("it was copied");
+        },
+        words: |field| words(&["dev", word(&field.developed())]),
+        back: |field| {
+            field.ok(&["stop", "developed"]);
+            field.ok(&["start", "developed"]);
+        },
+        serves: true,
+        once: false,
+    },
+    Verb {
         name: "gc",
         before: |field| {
             field.ok(&["install", word(&field.second)]);
@@ -402,7 +438,7 @@ impl Field {
         }
         (verb.before)(&field);
         // Directories that are made once and stay are no difference.
-        field.ok(&field.typed().iter().map(String::as_str).collect::<Vec<_>>());
+        field.run_verb().ok();
         (verb.back)(&field);
         field
     }
@@ -450,22 +486,25 @@ impl Field {
         (self.verb.words)(self)
     }
 
+    /// Runs what is typed.
+    fn run_verb(&self) -> Ran {
+        let typed = self.typed();
+        let words: Vec<&str> = typed.iter().map(String::as_str).collect();
+        self.run_to_its_end(self.command(FARMCTL, &[], &words))
+    }
+
     /// Takes away whatever was made.
     fn clear(&self) {
-        let verbs: [&[&str]; 9] = [
-            &["gc"],
-            &["stop", "shop"],
-            &["remove", "shop", "--data"],
-            &["stop", "revised"],
-            &["remove", "revised", "--data"],
-            &["remove", "--environment", "revised"],
-            &["remove", "--environment", "tiny"],
-            &["storage", "remove"],
-            &["gc", "--orphans"],
-        ];
-        for words in verbs {
-            drop(self.run(words));
+        drop(self.run(&["gc"]));
+        for app in ["shop", "revised", "developed"] {
+            drop(self.run(&["stop", app]));
+            drop(self.run(&["remove", app, "--data"]));
         }
+        for environment in ["revised", "developed", "tiny"] {
+            drop(self.run(&["remove", "--environment", environment]));
+        }
+        drop(self.run(&["storage", "remove"]));
+        drop(self.run(&["gc", "--orphans"]));
         drop(fs::remove_dir_all(self.farm.root().join("etc")));
     }
 
@@ -485,6 +524,20 @@ impl Field {
             let module = directory.join("other/revised.py");
             let code = fs::read_to_string(&module).expect("it was copied");
             fs::write(&module, code.replace("b\"one\"", "b\"two\"")).expect("it was copied");
+        }
+        directory
+    }
+
+    /// A project without a profile.
+    fn project(&self) -> PathBuf {
+        self.farm.root().join("project")
+    }
+
+    /// A copy of the profile `hello`.
+    fn developed(&self) -> PathBuf {
+        let directory = self.farm.root().join("profiles/developed");
+        if !directory.exists() {
+            self.farm.profile("hello", "developed", 18_099);
         }
         directory
     }
@@ -574,7 +627,36 @@ impl Field {
             (format!("trace={call}"), format!("inject={call}:signal=KILL:when={nth}"));
         let strace = ["-f", "-qq", "-b", "execve", "-o", "/dev/null", "-e", &trace, "-e", &inject];
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        run(self.command("strace", &[&strace[..], &[FARMCTL]].concat(), &words))
+        self.run_to_its_end(self.command("strace", &[&strace[..], &[FARMCTL]].concat(), &words))
+    }
+
+    /// Runs the verb as `command` has it. One that waits for what comes next is ended there.
+    fn run_to_its_end(&self, mut command: Command) -> Ran {
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program can be started");
+        let said = self.interrupt_when_it_waits(&mut child);
+        let status = child.wait().expect("it is our child");
+        let stderr = said.join().expect("nothing panics there");
+        Ran { code: status.code().unwrap_or(-1), stdout: String::new(), stderr }
+    }
+
+    /// Reads what farmctl says, and sends it a Ctrl-C when that is what it waits for. Answers
+    /// what it said.
+    fn interrupt_when_it_waits(&self, child: &mut Child) -> JoinHandle<String> {
+        let lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        let own = [FARMCTL, "--root", word(self.farm.root()), self.verb.name].join(" ");
+        std::thread::spawn(move || {
+            let mut said = String::new();
+            for line in lines.map_while(Result::ok) {
+                said += &(line + "\n");
+                if said.ends_with("Ctrl-C ends it\n") {
+                    for pid in pids(|line| line.starts_with(&own)) {
+                        kill(Pid::from_raw(pid), Signal::SIGINT).expect("it waits");
+                    }
+                }
+            }
+            said
+        })
     }
 
     /// Runs the verb, and answers before which of its own calls it is to be killed, how many
@@ -586,7 +668,7 @@ impl Field {
             ["-f", "-qq", "-y", "-b", "execve", "-o", word(&trace), "-e", &trace_calls, FARMCTL];
         let typed = self.typed();
         let words: Vec<&str> = typed.iter().map(String::as_str).collect();
-        run(self.command("strace", &strace, &words)).ok();
+        self.run_to_its_end(self.command("strace", &strace, &words)).ok();
         let text = fs::read_to_string(&trace).expect("strace wrote it");
         let began = |line: &&str| !line.contains(" resumed>") && line.contains('(');
         let lines: Vec<(&str, &str)> =
@@ -609,8 +691,9 @@ impl Field {
         let typed = self.typed();
         let words: Vec<&str> = typed.iter().map(String::as_str).collect();
         let mut command = self.command("strace", &strace, &words);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("strace is installed");
+        drop(self.interrupt_when_it_waits(&mut child));
         let pipe = fs::File::open(&trace).expect("strace opens it");
         let (mut first, mut count, mut killed) = (None, 0, false);
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
@@ -656,7 +739,7 @@ impl Field {
             now = self.picture();
             now == *before || now == *after
         });
-        if !same {
+        if !same && !may_be_between(self.verb) {
             let (one, other) = (now.changes(before), now.changes(after));
             let (than, changes) =
                 if one.len() <= other.len() { ("before", one) } else { ("after", other) };
@@ -665,8 +748,10 @@ impl Field {
         if self.verb.once && now == *after {
             return Ok(());
         }
-        let typed = self.typed();
-        ended(&typed.iter().map(String::as_str).collect::<Vec<_>>())?;
+        match self.run_verb() {
+            ran if ran.code == 0 => {}
+            ran => return Err(format!("again it exits with {}: {}", ran.code, ran.stderr)),
+        }
         if !poll(Duration::from_secs(3), || self.picture() == *after) {
             let changes = self.picture().changes(after);
             return Err(format!("the verb again makes another end:\n{}", changes.join("\n")));
@@ -878,9 +963,16 @@ fn walk(verb: &'static Verb, backend: Backend, measure: Measure) -> Walked {
     walked
 }
 
+/// Whether a verb may be cut short in the midst, to be completed when it is typed again: `dev`,
+/// and state says of it what the session may have that its release has not; and `init`, which
+/// writes the profile after the other file.
+fn may_be_between(verb: &Verb) -> bool {
+    ["dev", "init"].contains(&verb.name)
+}
+
 /// Whether a verb does the same on every backend.
 fn is_apart(verb: &Verb) -> bool {
-    ["sign", "key", "storage"].iter().any(|name| verb.name.starts_with(name))
+    ["init", "sign", "key", "storage"].iter().any(|name| verb.name.starts_with(name))
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! file of its root, and its mounts, sessions, chroots, vhosts, accounts and processes; and
 //! the files of others beside those, by their contents.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -68,10 +68,14 @@ impl Picture {
         for line in common::mounts(root) {
             add(format!("mount {line}"));
         }
+        let mut processes = BTreeMap::new();
         for line in common::processes(root) {
             // Without its pid, and without what a server says of itself.
             let line = line.split_once(' ').map_or("", |(_, line)| line).trim_end();
-            add(format!("process {line}"));
+            *processes.entry(line.to_owned()).or_insert(0) += 1;
+        }
+        for (line, count) in processes {
+            add(format!("process {line}, {count} of it"));
         }
         Self(lines)
     }

@@ -143,12 +143,19 @@ pub fn masked_ids(text: &str) -> String {
 
 /// Whether a process has `text` in its command line.
 pub fn runs(text: &str) -> bool {
+    !pids(|line| line.contains(text)).is_empty()
+}
+
+/// The processes with such a command line, but for this one.
+pub fn pids(is: impl Fn(&str) -> bool) -> Vec<i32> {
     let entries = std::fs::read_dir("/proc").expect("/proc is mounted").flatten();
-    entries.into_iter().any(|entry| {
+    let others = entries.filter(|entry| entry.file_name() != *std::process::id().to_string());
+    let processes = others.filter_map(|entry| {
+        let pid = entry.file_name().to_string_lossy().parse().ok()?;
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let own = entry.file_name() == *std::process::id().to_string();
-        !own && String::from_utf8_lossy(&line).replace('\0', " ").contains(text)
-    })
+        is(&String::from_utf8_lossy(&line).replace('\0', " ")).then_some(pid)
+    });
+    processes.collect()
 }
 
 /// The path as farmctl is given it.
