@@ -19,6 +19,7 @@ mod words;
 use anyhow::Result;
 
 use crate::error::{Exit, Mark as _, refuse};
+use crate::profile;
 
 pub use draft::{Draft, REQUIREMENTS, draft};
 pub use survey::Survey;
@@ -39,6 +40,46 @@ pub struct Wish {
     pub name: Option<String>,
     /// Where nginx listens.
     pub listen: String,
+}
+
+impl Wish {
+    /// Refuses what no profile takes, by the name of its option.
+    ///
+    /// # Errors
+    /// When there is such a thing.
+    pub fn check(&self) -> Result<()> {
+        if let Some(name) = &self.name {
+            profile::check_name(name).hint(
+                "--name shop, for instance: up to 24 of a-z, 0-9 and -, beginning with a letter",
+            )?;
+        }
+        let known = debian::SUITES[0].0;
+        if let Some(suite) = self.suite.as_ref().filter(|suite| !is_taken(suite, "80")) {
+            return refuse(
+                format_args!("--suite {suite:?} is not the code name of a Debian suite"),
+                format!("--suite {known}, for instance"),
+            )
+            .exit(Exit::Usage);
+        }
+        if !is_taken(known, &self.listen) {
+            return refuse(
+                format_args!("--listen {:?} is neither PORT nor ADDRESS:PORT", self.listen),
+                "--listen 127.0.0.1:8080, for instance",
+            )
+            .exit(Exit::Usage);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a profile takes a suite and an address.
+fn is_taken(suite: &str, listen: &str) -> bool {
+    let (suite, listen) = (words::quoted(suite), words::quoted(listen));
+    let text = format!(
+        "schema = 1\nname = \"site\"\nversion = \"1\"\n[environment]\nsuite = {suite}\n\
+         [front]\nlisten = [{listen}]\n[[front.static]]\nlocation = \"/\"\npath = \"/srv/site\"\n"
+    );
+    profile::parse(&text).is_ok()
 }
 
 /// What a project serves.
@@ -67,7 +108,7 @@ const SITES: [&str; 10] =
 
 /// Recognises what a project serves.
 fn recognise(survey: &Survey, wish: &Wish) -> Result<Project> {
-    let metadata = metadata::read(survey);
+    let metadata = metadata::read(survey)?;
     let projects = django::find(survey);
     // What a Django project has beside its settings is part of it.
     let mut callables = callable::find(survey);
@@ -118,7 +159,8 @@ fn first(
         return Some(Served::Callable(callable));
     }
     let page = |directory: &&str| survey.has(&survey::join(directory, "index.html"));
-    let directory = [""].iter().chain(&SITES).copied().find(page);
+    // What lies beside a site's directory is seldom for its visitors.
+    let directory = SITES.iter().chain(&[""]).copied().find(page);
     // A package with a page in it is not a site.
     directory.filter(|_| survey.scripts().is_empty()).map(|it| Served::Files(it.to_owned()))
 }

@@ -86,11 +86,19 @@ fn init_writes_over_nothing_unless_told_and_a_dry_run_writes_nothing() {
     let dry = init(project.path(), &["--dry-run"]).ok();
     assert!(dry.stdout.contains("\n[[process]]\nname = \"web\"\n"), "{}", dry.stdout);
     assert!(dry.stdout.contains("\n-r requirements.txt\n"), "{}", dry.stdout);
+    let printed = init(project.path(), &["--dry-run", "--json"]).ok();
+    let printed: serde_json::Value = serde_json::from_str(&printed.stdout).expect("it is JSON");
+    for (at, line) in ["\nname = \"web\"\n", "\n-r requirements.txt\n"].iter().enumerate() {
+        let text = printed["texts"][at].as_str().expect("it has one");
+        assert!(text.contains(line), "{text}");
+    }
+    assert_eq!(printed["files"].as_array().map(Vec::len), Some(2));
     assert!(!project.path().join("profile.toml").exists());
 
     let written = init(project.path(), &["--json"]).ok();
     let written: serde_json::Value = serde_json::from_str(&written.stdout).expect("it is JSON");
     assert_eq!(written["files"].as_array().map(Vec::len), Some(2));
+    assert_eq!(written.get("texts"), None);
     assert_eq!(written["next"].as_array().map(Vec::len), Some(3));
     assert_eq!(written["assumptions"][0], "Flask: app:app (app.py)");
 
@@ -143,6 +151,81 @@ fn what_is_not_recognised_or_does_not_fit_is_refused_with_a_way_on() {
 
     let ran = init(Path::new("/nonexistent/project"), &[]).failed(2);
     assert_eq!(ran.hint(), "DIR is the directory of a project");
+    let file = new.path().join("app.py");
+    let ran = init(&file, &[]).failed(2);
+    assert_eq!(ran.error(), format!("{} is not a directory", file.display()));
+    assert_eq!(ran.hint(), "DIR is the directory of a project");
+
+    let broken = project(&[FLASK[0], ("pyproject.toml", "[project]\nname = shop\n")]);
+    let ran = init(broken.path(), &[]).failed(2);
+    assert!(ran.error().contains(": pyproject.toml, line 2: "), "{}", ran.error());
+}
+
+#[test]
+fn an_option_that_no_profile_takes_is_refused_by_its_name() {
+    let project = project(&FLASK);
+    for (option, value, error, hint) in [
+        (
+            "--listen",
+            "foo",
+            "--listen \"foo\" is neither PORT nor ADDRESS:PORT",
+            "--listen 127.0.0.1:8080, for instance",
+        ),
+        (
+            "--suite",
+            "Book worm",
+            "--suite \"Book worm\" is not the code name of a Debian suite",
+            "--suite bookworm, for instance",
+        ),
+        (
+            "--name",
+            "BAD_NAME",
+            "\"BAD_NAME\" is not an application's name: [a-z][a-z0-9-]{0,23}",
+            "--name shop, for instance: up to 24 of a-z, 0-9 and -, beginning with a letter",
+        ),
+    ] {
+        let ran = init(project.path(), &[option, value]).failed(2);
+        assert_eq!((ran.error(), ran.hint()), (error, hint));
+    }
+    for listen in ["80", "[::1]:8080"] {
+        init(project.path(), &["--listen", listen, "--dry-run"]).ok();
+    }
+    let ran = init(project.path(), &["--suite", "forky", "--dry-run"]).ok();
+    let said = "· which Python forky has is not known here: farmctl bootstrap tells\n";
+    assert!(ran.stderr.contains(said), "{}", ran.stderr);
+}
+
+#[test]
+fn a_directory_with_a_blank_in_its_name_is_quoted_where_it_is_to_be_typed() {
+    let root = project(&[("my shop/app.py", FLASK[0].1)]);
+    let directory = root.path().join("my shop");
+    let ran = init(&directory, &[]).ok();
+    let bootstrap = format!("farmctl bootstrap '{}'", directory.display());
+    assert_eq!(ran.stdout.lines().next(), Some(bootstrap.as_str()));
+    let ran = init(&directory, &[]).failed(1);
+    let hint = format!("farmctl init '{}' --force writes over it", directory.display());
+    assert_eq!(ran.hint(), hint);
+}
+
+#[test]
+fn a_site_at_the_top_of_its_directory_serves_nothing_that_is_hidden() {
+    let site = project(&[
+        ("index.html", "<p>here</p>\n"),
+        ("css/site.css", "body {}\n"),
+        (".env", "PASSWORD=x\n"),
+        (".htpasswd", "x\n"),
+    ]);
+    let ran = init(site.path(), &[]).ok();
+    let said = "· what is at the top of the project is served, but not .env and .htpasswd\n";
+    assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    // With the first profile there as well, it is the same one.
+    let profile = site.path().join("profile.toml");
+    let first = fs::read_to_string(&profile).expect("it is written");
+    init(site.path(), &["--force"]).ok();
+    assert_eq!(fs::read_to_string(&profile).expect("it is written"), first);
+    let profile = farmctl::profile::parse(&first).expect("it is one");
+    let from: Vec<&Path> = profile.copies.iter().map(|copy| copy.from.as_path()).collect();
+    assert_eq!(from, [Path::new("css"), Path::new("index.html")]);
 }
 
 #[test]

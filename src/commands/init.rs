@@ -10,10 +10,14 @@ use super::Context;
 use crate::error::{Exit, Mark as _, refuse};
 use crate::file;
 use crate::project::{self, Draft, REQUIREMENTS, Wish};
+use crate::run::quote;
 use crate::source;
 
 /// The profile's file, which the other verbs look for in a directory.
 const PROFILE: &str = "profile.toml";
+
+/// What is said of a DIR that is none.
+const DIRECTORY: &str = "DIR is the directory of a project";
 
 /// Write a commented profile for the project in a directory
 #[derive(Debug, clap::Args)]
@@ -53,30 +57,39 @@ pub(super) struct Written {
     name: String,
     /// The files, the profile first.
     files: Vec<PathBuf>,
+    /// Their texts, with `--dry-run`, which writes none of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    texts: Option<Vec<String>>,
     /// What was assumed about the project, a line each.
     assumptions: Vec<String>,
-    /// The commands to type next.
+    /// The commands to type next, when the files are there.
     next: Vec<String>,
 }
 
 /// Carries the verb out; prints the commands to type next.
 ///
 /// # Errors
-/// When nothing is recognised in the directory, or it has a profile already.
+/// When nothing is recognised in the directory, it has a profile already, or an option has no
+/// place in one.
 pub fn run(args: &Args, context: &Context) -> Result<Exit> {
-    let directory = &args.directory;
-    let whole = directory
-        .canonicalize()
-        .with_context(|| format!("finding the directory {}", directory.display()))
-        .hint("DIR is the directory of a project")
-        .exit(Exit::Usage)?;
-    let survey = source::survey(&whole)?;
     let wish = Wish {
         app: args.app.clone(),
         suite: args.suite.clone(),
         name: args.name.clone(),
         listen: args.listen.clone(),
     };
+    wish.check()?;
+    let directory = &args.directory;
+    let whole = directory
+        .canonicalize()
+        .with_context(|| format!("finding the directory {}", directory.display()))
+        .hint(DIRECTORY)
+        .exit(Exit::Usage)?;
+    if !whole.is_dir() {
+        let message = format!("{} is not a directory", directory.display());
+        return refuse(message, DIRECTORY).exit(Exit::Usage);
+    }
+    let survey = source::survey(&whole)?;
     let name = whole.file_name().map(|name| name.to_string_lossy().into_owned());
     let draft = project::draft(&survey, &name.unwrap_or_default(), &wish)
         .with_context(|| format!("looking at {}", directory.display()))?;
@@ -84,7 +97,21 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     for assumption in &draft.assumptions {
         context.ui.step(assumption);
     }
+    let shown = quote(&directory.to_string_lossy());
+    let texts = args.dry_run.then(|| files.iter().map(|(_, text)| text.clone()).collect());
+    let Draft { name, assumptions, .. } = draft;
+    let written = Written {
+        name,
+        files: files.iter().map(|(path, _)| path.clone()).collect(),
+        texts,
+        assumptions,
+        next: ["bootstrap", "lock", "bake"].map(|verb| format!("farmctl {verb} {shown}")).to_vec(),
+    };
     if args.dry_run {
+        if args.json {
+            context.ui.json(&written);
+            return Ok(Exit::Done);
+        }
         let texts: Vec<String> = files
             .iter()
             .map(|(path, text)| format!("# {}\n{}", path.display(), text.trim_end()))
@@ -97,7 +124,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         if !args.force && is_anothers(path, text)? {
             return refuse(
                 format_args!("there is a {} already", path.display()),
-                format!("farmctl init {} --force writes over it", directory.display()),
+                format!("farmctl init {shown} --force writes over it"),
             );
         }
     }
@@ -106,18 +133,12 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         let write = if path.exists() { file::publish } else { file::create };
         write(path, text.as_bytes(), 0o644)?;
     }
-    let paths: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
-    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let names: Vec<String> = files.iter().map(|(path, _)| path.display().to_string()).collect();
     context.ui.done(format!("wrote {}", names.join(" and ")));
-    let next: Vec<String> = ["bootstrap", "lock", "bake"]
-        .iter()
-        .map(|verb| format!("farmctl {verb} {}", directory.display()))
-        .collect();
     if args.json {
-        let Draft { name, assumptions, .. } = draft;
-        context.ui.json(&Written { name, files: paths, assumptions, next });
+        context.ui.json(&written);
     } else {
-        context.ui.answer(next.join("\n"));
+        context.ui.answer(written.next.join("\n"));
     }
     Ok(Exit::Done)
 }

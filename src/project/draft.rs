@@ -15,13 +15,16 @@ use super::requirement::Requirement;
 use super::server::{GUNICORN, Server, Serving};
 use super::survey::{Survey, directory, join};
 use super::variable;
-use super::words::{and, list, name_of, quoted, version_of};
+use super::words::{and, list, name_of, quoted, some, version_of};
 use super::{Project, Served, Wish, recognise};
 use crate::error::{Exit, Mark as _, refuse};
-use crate::profile;
+use crate::{lockfile, profile};
 
 /// The file requirements are written to where the project's own do not suffice.
 pub const REQUIREMENTS: &str = "farmctl-requirements.txt";
+
+/// What is farmctl's in a project's directory.
+const OURS: [&str; 3] = ["profile.toml", REQUIREMENTS, lockfile::FILE];
 
 /// A profile, what lies beside it, and what was assumed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,10 +46,7 @@ pub struct Draft {
 pub fn draft(survey: &Survey, directory: &str, wish: &Wish) -> Result<Draft> {
     let project = recognise(survey, wish)?;
     let name = match &wish.name {
-        Some(name) => {
-            profile::check_name(name)?;
-            name.clone()
-        }
+        Some(name) => name.clone(),
         None => name_of(project.metadata.name.as_ref().map_or(directory, |said| &said.value)),
     };
     let mut writer = Writer {
@@ -163,7 +163,7 @@ impl Writer<'_> {
         let name = quoted(&self.name);
         self.line(format!(
             "# Written by farmctl init, which read the project and ran nothing of it. What each\n\
-             # key takes is in farmctl's README, \"The profile\".\n\
+             # key takes is in README.md, \"The profile\"; farmctl(8) says where that is.\n\
              schema = 1\nname = {name}\nversion = {}{from}",
             quoted(&version)
         ));
@@ -196,13 +196,13 @@ impl Writer<'_> {
                 }
             },
         };
-        let has = match debian::python_of(&suite) {
-            Some((major, minor)) => format!("{suite}, which has Python {major}.{minor}"),
-            None => suite.clone(),
-        };
-        self.assume(match python {
-            Some(said) => format!("{has}: {} asks for {}", said.file, said.value),
-            None => format!("{has}: the project asks for no Python"),
+        let asked = python.map(|said| format!("{} asks for {}", said.file, said.value));
+        self.assume(if let Some((major, minor)) = debian::python_of(&suite) {
+            let asked = asked.as_deref().unwrap_or("the project asks for no Python");
+            format!("{suite}, which has Python {major}.{minor}: {asked}")
+        } else {
+            let asked = asked.map_or(String::new(), |asked| format!(", and {asked}"));
+            format!("which Python {suite} has is not known here{asked}: farmctl bootstrap tells")
         });
         Ok(suite)
     }
@@ -386,7 +386,7 @@ impl Writer<'_> {
 
     /// What goes into the virtualenv; writes the requirements that are missing.
     fn wanted(&mut self, serving: &Serving) -> Vec<Requirement> {
-        let wanted = &self.project.metadata.wanted;
+        let Metadata { wanted, passed, .. } = &self.project.metadata;
         let servers: &[&str] = match serving.server {
             Server::Gunicorn => &["gunicorn"],
             Server::Uvicorn => &["gunicorn", "uvicorn", "uvicorn-worker"],
@@ -400,6 +400,7 @@ impl Writer<'_> {
         let mut all = wanted.all().to_vec();
         all.extend(missing.iter().filter_map(|name| Requirement::parse(name)));
         let mut text = String::new();
+        self.assumptions.extend_from_slice(passed);
         match wanted {
             Wanted::File { .. } if missing.is_empty() => {}
             Wanted::File { path, .. } => {
@@ -433,9 +434,11 @@ impl Writer<'_> {
                     text,
                     "# What serves it; the project's own requirements belong here, too."
                 );
-                self.assume(format!(
-                    "no requirements are found: {REQUIREMENTS} has {missing_all} alone"
-                ));
+                self.assume(if passed.is_empty() {
+                    format!("no requirements are found: {REQUIREMENTS} has {missing_all} alone")
+                } else {
+                    format!("{REQUIREMENTS} has {missing_all} alone: the project's belong there")
+                });
             }
         }
         if !text.is_empty() {
@@ -502,14 +505,79 @@ impl Writer<'_> {
 
     /// A site of files alone.
     fn files(&mut self, directory: &str) {
-        let from = if directory.is_empty() { "." } else { directory };
+        let survey = self.survey;
         let to = format!("{}/files", self.home);
-        self.section("The site.", "[[copy]]");
-        self.line(format!("from = {}", quoted(from)));
-        self.line(format!("to = {}", quoted(&to)));
+        if directory.is_empty() {
+            self.files_by_name(&to);
+        } else {
+            self.section("The site.", "[[copy]]");
+            self.line(format!("from = {}", quoted(directory)));
+            self.line(format!("to = {}", quoted(&to)));
+            if survey.has("index.html") {
+                self.assume(format!("the index.html beside {directory} is not served"));
+            }
+        }
+        let inside = |path: &str| match directory {
+            "" => is_public(top_of(path)),
+            _ => path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/')),
+        };
+        let hidden: Vec<&str> =
+            survey.paths().filter(|path| inside(path) && path.split('/').any(is_hidden)).collect();
+        if !hidden.is_empty() {
+            self.assume(format!(
+                "hidden, and served with the rest: {}: move away what holds secrets",
+                some(&hidden)
+            ));
+        }
         self.front();
         self.static_files("/", &to);
     }
+
+    /// A site at the top of the project: of all of it, the profile and what is hidden would be
+    /// public as well.
+    fn files_by_name(&mut self, to: &str) {
+        let mut names: Vec<&str> = self.survey.paths().map(top_of).collect();
+        names.dedup();
+        let (public, kept): (Vec<&str>, Vec<&str>) =
+            names.into_iter().partition(|name| is_public(name));
+        let letters = |letter: char| letter.is_ascii_alphanumeric() || "._+@~-".contains(letter);
+        let (public, odd): (Vec<&str>, Vec<&str>) =
+            public.into_iter().partition(|name| name.chars().all(letters));
+        let mut comment = "The site, one by one: in all of the project there are this profile and hidden files.\n\
+             What comes to the top later needs a [[copy]] of its own.";
+        for name in public {
+            self.section(comment, "[[copy]]");
+            self.line(format!("from = {}", quoted(name)));
+            self.line(format!("to = {}", quoted(&format!("{to}/{name}"))));
+            comment = "";
+        }
+        self.assume(if kept.is_empty() {
+            "what is at the top of the project is served, one by one".to_owned()
+        } else {
+            format!("what is at the top of the project is served, but not {}", some(&kept))
+        });
+        if !odd.is_empty() {
+            self.assume(format!(
+                "not served: {}: [[copy]] takes no name with other letters than [A-Za-z0-9._+@~-]",
+                some(&odd)
+            ));
+        }
+    }
+}
+
+/// What of a path is at the top of the project.
+fn top_of(path: &str) -> &str {
+    path.split('/').next().unwrap_or(path)
+}
+
+/// Whether a name is hidden from its own user, and not made for strangers (RFC 8615).
+fn is_hidden(name: &str) -> bool {
+    name.starts_with('.') && name != ".well-known"
+}
+
+/// Whether what is at the top of a site of files is for its visitors.
+fn is_public(name: &str) -> bool {
+    !is_hidden(name) && !OURS.contains(&name)
 }
 
 fn said(callable: &Callable) -> String {
@@ -539,7 +607,7 @@ mod tests {
         let draft = drafted(&[("public/index.html", "")]);
         insta::assert_snapshot!(draft.profile, @r#"
         # Written by farmctl init, which read the project and ran nothing of it. What each
-        # key takes is in farmctl's README, "The profile".
+        # key takes is in README.md, "The profile"; farmctl(8) says where that is.
         schema = 1
         name = "my-shop"
         version = "1"
@@ -566,6 +634,65 @@ mod tests {
         assert_eq!(draft.requirements, None);
     }
 
+    /// What is copied of a project, and what was said of it.
+    fn copied(files: &[&str]) -> (Vec<(String, String)>, Vec<String>) {
+        let files: Vec<(&str, &str)> = files.iter().map(|path| (*path, "")).collect();
+        let draft = drafted(&files);
+        let profile = profile::parse(&draft.profile).expect("it was read already");
+        let said = |path: &std::path::Path| path.display().to_string();
+        let copies = profile.copies.iter().map(|one| (said(&one.from), said(&one.to)));
+        (copies.collect(), draft.assumptions)
+    }
+
+    #[test]
+    fn of_a_site_at_the_top_nothing_hidden_and_nothing_of_farmctls_is_served() {
+        let (copies, said) = copied(&[
+            ".env",
+            ".git-things/x",
+            ".htpasswd",
+            ".well-known/security.txt",
+            "css/.env",
+            "css/site.css",
+            "farmctl-requirements.txt",
+            "farmctl.lock",
+            "index.html",
+            "my page.html",
+            "profile.toml",
+        ]);
+        let expected = [".well-known", "css", "index.html"];
+        let expected = expected.map(|name| (name.to_owned(), format!("/srv/my-shop/files/{name}")));
+        assert_eq!(copies, expected);
+        assert_eq!(
+            said[2..],
+            [
+                "what is at the top of the project is served, but not .env, .git-things, .htpasswd \
+                 and 3 more",
+                "not served: my page.html: [[copy]] takes no name with other letters than \
+                 [A-Za-z0-9._+@~-]",
+                "hidden, and served with the rest: css/.env: move away what holds secrets",
+            ]
+        );
+        let (copies, said) = copied(&["index.html"]);
+        assert_eq!(copies.len(), 1);
+        assert_eq!(said[2..], ["what is at the top of the project is served, one by one"]);
+    }
+
+    #[test]
+    fn a_sites_own_directory_is_taken_before_the_top() {
+        let (copies, said) =
+            copied(&[".env", "index.html", "public/.env", "public/index.html", "publicity"]);
+        assert_eq!(copies, [("public".to_owned(), "/srv/my-shop/files".to_owned())]);
+        assert_eq!(
+            said,
+            [
+                "files alone: there is public/index.html and no Python",
+                "version 1: nothing says another; farmctl bake --set-version does",
+                "the index.html beside public is not served",
+                "hidden, and served with the rest: public/.env: move away what holds secrets",
+            ]
+        );
+    }
+
     #[test]
     fn a_directory_of_its_own_in_var_lib_outlives_releases() {
         let draft = drafted(&[
@@ -584,6 +711,23 @@ mod tests {
         assert_eq!(data, [("state", "/var/lib/cal")]);
         let said = "/var/lib/cal, which cal/app.py names, is a [[data]] directory";
         assert!(draft.assumptions.iter().any(|one| one == said), "{:?}", draft.assumptions);
+    }
+
+    #[test]
+    fn files_passed_over_are_named_before_what_stands_in_for_them() {
+        let app = ("app.py", "from flask import Flask\napp = Flask(__name__)\n");
+        let draft = drafted(&[app, ("requirements.txt", "flask\n-e .\n"), ("Pipfile", "")]);
+        assert_eq!(
+            draft.assumptions[4..7],
+            [
+                "requirements.txt is passed over: \"-e .\" in it cannot be locked by hash",
+                "the packages of Pipfile are passed over: pipenv lock writes a Pipfile.lock, which is \
+                 read",
+                "farmctl-requirements.txt has gunicorn alone: the project's belong there",
+            ],
+            "{:?}",
+            draft.assumptions
+        );
     }
 
     #[test]

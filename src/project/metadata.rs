@@ -1,13 +1,16 @@
 //! What a project says about itself: in pyproject.toml, setup.cfg, setup.py, an sdist's
-//! PKG-INFO, requirements and lock files.
+//! PKG-INFO, a Pipfile, requirements and lock files.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use anyhow::Result;
 use toml::{Table, Value};
 
 use super::requirement::{self, Requirement, normalise, of_poetry};
 use super::script::{self, call, keyword};
 use super::survey::Survey;
+use crate::error::{Exit, Mark as _, refuse};
 
 /// Where requirements files usually lie, the likeliest first.
 const REQUIREMENTS: [&str; 10] = [
@@ -85,6 +88,8 @@ pub struct Metadata {
     pub python: Option<Said<String>>,
     /// What it asks of the package index.
     pub wanted: Wanted,
+    /// Which files that ask for something were passed over, and why, a line each.
+    pub passed: Vec<String>,
     /// The file that makes it a distribution pip can install.
     pub installable: Option<&'static str>,
     /// Whether its version comes out of version control, which a bake does not see.
@@ -102,10 +107,12 @@ struct Words {
 }
 
 /// Reads all of them; the first file that says something wins.
-#[must_use]
-pub fn read(survey: &Survey) -> Metadata {
-    let pyproject: Option<Table> =
-        survey.text("pyproject.toml").and_then(|text| toml::from_str(text).ok());
+///
+/// # Errors
+/// When pyproject.toml or the Pipfile is not TOML: with the line.
+pub fn read(survey: &Survey) -> Result<Metadata> {
+    let pyproject = table(survey, "pyproject.toml")?;
+    let pipfile = table(survey, "Pipfile")?;
     let mut files: Vec<(&'static str, Words)> = Vec::new();
     if let Some(table) = &pyproject {
         files.push(("pyproject.toml", of_pyproject(table)));
@@ -123,6 +130,13 @@ pub fn read(survey: &Survey) -> Metadata {
         let python = survey.text(file).and_then(|text| asked_by_pin(text, prefix));
         files.push((file, Words { python, ..Words::default() }));
     }
+    let python = pipfile.as_ref().and_then(|table| {
+        let requires = table.get("requires")?;
+        let version =
+            text(requires, "python_full_version").or_else(|| text(requires, "python_version"))?;
+        asked_by_pin(&version, "")
+    });
+    files.push(("Pipfile", Words { python, ..Words::default() }));
     let first = |word: fn(&Words) -> &Option<String>| {
         files.iter().find_map(|(file, words)| word(words).clone().map(|value| Said { value, file }))
     };
@@ -139,28 +153,54 @@ pub fn read(survey: &Survey) -> Metadata {
         ["setuptools_scm", "setuptools-scm", "hatch-vcs", "use_scm_version"].iter().any(|tool| {
             build_needs.as_deref().is_some_and(|it| it.contains(tool)) || setup_py.contains(tool)
         });
-    Metadata {
+    let (wanted, passed) = wanted(survey, &files, pyproject.as_ref(), installable.is_some());
+    Ok(Metadata {
         name: first(|words| &words.name),
         version: first(|words| &words.version),
         description: first(|words| &words.description).map(|said| said.value),
         python: first(|words| &words.python),
-        wanted: wanted(survey, &files, pyproject.as_ref(), installable.is_some()),
+        wanted,
+        passed,
         installable,
         needs_version_control: by_version_control && !survey.has("PKG-INFO"),
-    }
+    })
 }
 
+/// A file of TOML. What is mistyped in it is not guessed at.
+fn table(survey: &Survey, file: &str) -> Result<Option<Table>> {
+    let Some(text) = survey.text(file) else { return Ok(None) };
+    toml::from_str(text).map(Some).or_else(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let message = error.message().lines().collect::<Vec<_>>().join("; ");
+        refuse(
+            format_args!("{file}, line {line}: {message}"),
+            format!("mend {file}, or move it away: it says what the project needs"),
+        )
+        .exit(Exit::Usage)
+    })
+}
+
+/// What is asked of the package index, and what was passed over.
 fn wanted(
     survey: &Survey,
     files: &[(&'static str, Words)],
     pyproject: Option<&Table>,
     installable: bool,
-) -> Wanted {
+) -> (Wanted, Vec<String>) {
+    let passed: RefCell<Vec<String>> = RefCell::default();
     let file = |path: &str| {
-        let all = requirement::of_file(survey, path);
         // What a bake copies is not what `-e .` means.
-        let usable = survey.has(path) && !requirement::names_a_directory(survey, path);
-        usable.then(|| Wanted::File { path: path.to_owned(), all })
+        if let Some(line) = requirement::directory_line(survey, path) {
+            let why = format!("{path} is passed over: {line:?} in it cannot be locked by hash");
+            let mut passed = passed.borrow_mut();
+            if !passed.contains(&why) {
+                passed.push(why);
+            }
+            return None;
+        }
+        let all = requirement::of_file(survey, path);
+        survey.has(path).then(|| Wanted::File { path: path.to_owned(), all })
     };
     let requirements = || REQUIREMENTS.iter().find_map(|path| file(path));
     let listed = || {
@@ -182,7 +222,23 @@ fn wanted(
     } else {
         requirements().or_else(listed)
     };
-    found.or_else(|| of_pipfile(survey)).unwrap_or(Wanted::Nothing)
+    let found = found.or_else(|| of_pipfile(survey));
+    let mut passed = passed.into_inner();
+    if found.is_none() {
+        let setup = script::lines(survey.text("setup.py").unwrap_or_default());
+        if setup.iter().any(|line| line.text.contains("install_requires")) {
+            passed.push("setup.py works its install_requires out when it runs".to_owned());
+        }
+        if survey.has("Pipfile.lock") {
+            let why = "Pipfile.lock cannot be read: pipenv lock writes it anew";
+            passed.push(why.to_owned());
+        } else if survey.has("Pipfile") {
+            let why = "the packages of Pipfile are passed over: pipenv lock writes a Pipfile.lock, \
+                       which is read";
+            passed.push(why.to_owned());
+        }
+    }
+    (found.unwrap_or(Wanted::Nothing), passed)
 }
 
 /// Takes the versions of uv's or poetry's lock for what a list names.
@@ -385,6 +441,10 @@ fn asked_by_pin(text: &str, prefix: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn read(survey: &Survey) -> Metadata {
+        super::read(survey).expect("what is TOML in it can be read")
+    }
+
     fn texts(wanted: &Wanted) -> Vec<&str> {
         wanted.all().iter().map(|one| one.text.as_str()).collect()
     }
@@ -478,12 +538,60 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_passed_over() {
-        let survey = Survey::from([
-            ("pyproject.toml", "not toml ["),
-            ("setup.cfg", "[metadata"),
-            ("setup.py", "setup(*args"),
-        ]);
+        let survey = Survey::from([("setup.cfg", "[metadata"), ("setup.py", "setup(*args")]);
         let found = read(&survey);
         assert_eq!((found.name, found.wanted), (None, Wanted::Nothing));
+    }
+
+    #[test]
+    fn toml_with_a_mistake_in_it_is_refused_by_its_line() {
+        for file in ["pyproject.toml", "Pipfile"] {
+            let text = "[project]\nname = 'shop'\nrequires-python = >=3.12\n";
+            let error = super::read(&Survey::from([(file, text)]));
+            let error = crate::error::render(&error.expect_err("it is no TOML"));
+            assert!(error.starts_with(&format!("error: {file}, line 3: ")), "{error}");
+            let hint =
+                format!("hint: mend {file}, or move it away: it says what the project needs");
+            assert_eq!(error.lines().last(), Some(hint.as_str()));
+        }
+    }
+
+    #[test]
+    fn what_asks_for_something_and_cannot_be_taken_is_named() {
+        let found = read(&Survey::from([
+            ("requirements.txt", "redis\n-e .\n"),
+            ("setup.py", "# install_requires\nsetup(install_requires=needs('x.txt'))\n"),
+        ]));
+        assert_eq!(found.wanted, Wanted::Nothing);
+        assert_eq!(
+            found.passed,
+            [
+                "requirements.txt is passed over: \"-e .\" in it cannot be locked by hash",
+                "setup.py works its install_requires out when it runs",
+            ]
+        );
+        // What is there otherwise says it.
+        let found = read(&Survey::from([
+            ("requirements.txt", "redis\n-e .\n"),
+            ("setup.py", "setup(install_requires=['flask'])\n"),
+        ]));
+        assert_eq!((texts(&found.wanted), found.passed), (vec!["flask"], Vec::new()));
+    }
+
+    #[test]
+    fn a_pipfile_says_its_python_and_that_it_lacks_a_lock() {
+        let pipfile = "[packages]\nflask = '*'\n[requires]\npython_version = '3.12'\n";
+        let found = read(&Survey::from([("Pipfile", pipfile)]));
+        assert_eq!(found.python, Some(Said { value: ">=3.12".to_owned(), file: "Pipfile" }));
+        assert_eq!(found.wanted, Wanted::Nothing);
+        let said = "the packages of Pipfile are passed over: pipenv lock writes a Pipfile.lock, \
+                    which is read";
+        assert_eq!(found.passed, [said]);
+
+        let lock = "{\"default\": {\"flask\": {\"version\": \"==3.0\"}}}";
+        let found = read(&Survey::from([("Pipfile", pipfile), ("Pipfile.lock", lock)]));
+        assert_eq!((texts(&found.wanted), found.passed), (vec!["flask==3.0"], Vec::new()));
+        let found = read(&Survey::from([("Pipfile", pipfile), ("Pipfile.lock", "<<<<<<<")]));
+        assert_eq!(found.passed, ["Pipfile.lock cannot be read: pipenv lock writes it anew"]);
     }
 }

@@ -71,10 +71,10 @@ pub fn of_file(survey: &Survey, path: &str) -> Vec<Requirement> {
     found
 }
 
-/// Whether a file has a line that names the project's own directory: `-e .`
+/// The line of a file that names a directory, the project's own for instance: `-e .`
 #[must_use]
-pub fn names_a_directory(survey: &Survey, path: &str) -> bool {
-    logical_lines(survey.text(path).unwrap_or_default()).iter().any(|line| {
+pub fn directory_line(survey: &Survey, path: &str) -> Option<String> {
+    logical_lines(survey.text(path).unwrap_or_default()).into_iter().find(|line| {
         line.starts_with("-e") || line.starts_with("--editable") || line.starts_with('.')
     })
 }
@@ -137,8 +137,8 @@ mod tests {
         let names: Vec<String> =
             of_file(&survey, "requirements/prod.txt").into_iter().map(|one| one.name).collect();
         assert_eq!(names, ["gunicorn", "django", "zope-interface"]);
-        assert!(names_a_directory(&survey, "requirements/prod.txt"));
-        assert!(!names_a_directory(&survey, "requirements/base.txt"));
+        assert_eq!(directory_line(&survey, "requirements/prod.txt").as_deref(), Some("-e ."));
+        assert_eq!(directory_line(&survey, "requirements/base.txt"), None);
     }
 
     #[test]

@@ -29,7 +29,10 @@ impl Survey {
         let name = path.rsplit('/').next().unwrap_or(path);
         let ends = [".py", ".toml", ".cfg", ".ini", ".txt", ".lock"];
         ends.iter().any(|end| name.ends_with(end))
-            || matches!(name, "PKG-INFO" | "Procfile" | ".python-version" | "runtime.txt")
+            || matches!(
+                name,
+                "PKG-INFO" | "Pipfile" | "Procfile" | ".python-version" | "runtime.txt"
+            )
     }
 
     /// Adds a file.

@@ -48,6 +48,14 @@ pub(super) fn and(words: &[&str]) -> String {
     }
 }
 
+/// The first of many: "a, b, c and 4 more".
+pub(super) fn some(words: &[&str]) -> String {
+    match words {
+        [a, b, c, _, rest @ ..] => format!("{a}, {b}, {c} and {} more", rest.len() + 1),
+        few => and(few),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +73,11 @@ mod tests {
         }
         assert_eq!(version_of("1.0.dev3+g12"), "1.0.dev3");
         assert_eq!(version_of("+"), "1");
+    }
+
+    #[test]
+    fn of_many_words_three_are_said() {
+        assert_eq!(some(&["a", "b", "c"]), "a, b and c");
+        assert_eq!(some(&["a", "b", "c", "d", "e"]), "a, b, c and 2 more");
     }
 }
