@@ -74,7 +74,8 @@ impl Node {
                     "{} is missing, but there are applications",
                     layout.node_file().display()
                 ),
-                "restore the file from a backup; farmctl does not guess which volumes are its own",
+                "put {\"schema\": 1, \"id\": \"ID\"} there, with the ID that grep -r farmctl.node= \
+                 /etc/schroot/chroot.d shows; farmctl does not guess which volumes are its own",
             );
         }
         Ok(Self { layout, settings, id })
@@ -242,12 +243,20 @@ impl Node {
     /// When one's state is damaged.
     pub fn apps(&self) -> Result<Vec<App>> {
         let mut apps = Vec::new();
-        for name in file::names_in(&self.layout.apps())? {
-            if let Some(name) = name.strip_suffix(".json").filter(|name| !name.starts_with('.')) {
-                apps.extend(self.app(name)?);
-            }
+        for name in self.app_names()? {
+            apps.extend(self.app(&name)?);
         }
         Ok(apps)
+    }
+
+    /// Names of all applications, also of those whose state is damaged.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn app_names(&self) -> Result<Vec<String>> {
+        let files = file::names_in(&self.layout.apps())?;
+        let names = files.iter().filter_map(|file| file.strip_suffix(".json"));
+        Ok(names.filter(|name| !name.starts_with('.')).map(str::to_owned).collect())
     }
 
     /// Publishes an application's state.
@@ -351,7 +360,11 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     parse()
         .with_context(|| format!("reading {}", path.display()))
         .hint_with(|| {
-            format!("restore {} from a backup, or use the farmctl that wrote it", path.display())
+            format!(
+                "put a copy of {} there, or use the farmctl that wrote it; without one: README.md, \
+                 \"A damaged file of the state\"",
+                path.display()
+            )
         })
         .map(Some)
 }

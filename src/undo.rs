@@ -130,7 +130,11 @@ pub fn attempt_unless<T>(
             transaction.close()?;
             return Ok(value);
         }
-        Err(error) if keeps(&error) => return Err(error).exit(Exit::Left),
+        Err(error) if keeps(&error) => {
+            // Why it failed says more. Without the mark the next verb about it tidies up.
+            drop(transaction.keep());
+            return Err(error).exit(Exit::Left);
+        }
         Err(error) => error,
     };
     let _shield = Shield::raise();
@@ -245,14 +249,15 @@ pub fn finish(node: &Node, transaction: Transaction) -> Result<Vec<Object>> {
     Ok(objects)
 }
 
-/// Finishes the transactions about an application whose farmctl is gone, and removes what
-/// killed ones were about to publish. The caller has its lock; `say` hears of what was removed.
+/// Finishes the transactions about an application whose farmctl is gone, but for what is kept
+/// for a look, and removes what killed ones were about to publish. The caller has its lock; `say`
+/// hears of what was removed.
 ///
 /// # Errors
 /// As [`remove_all`].
 pub fn finish_all(node: &Node, subject: &str, say: &dyn Fn(&str)) -> Result<()> {
     for transaction in node.abandoned()? {
-        if transaction.subject() != subject {
+        if transaction.subject() != subject || transaction.is_kept() {
             continue;
         }
         let title = format!("{} that was cut short", transaction.verb());
@@ -355,6 +360,29 @@ mod tests {
         assert_eq!(exit_of(&error), Exit::Failed);
         assert!(!exists(&made));
         assert!(node.abandoned().expect("it can be read").is_empty());
+    }
+
+    #[test]
+    fn what_is_kept_for_a_look_is_not_what_was_cut_short() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let node = node(root.path());
+        let made = path(&node, "made");
+        let Object::Path { path } = &made else { unreachable!("it is one") };
+        let error = attempt_unless(&node, "bake", "shop", &|_| true, |transaction| {
+            transaction.intend(made.clone())?;
+            file::make_directory(path, 0o755)?;
+            refuse::<()>("it is broken", "mend it")
+        })
+        .expect_err("the body fails");
+        assert_eq!(exit_of(&error), Exit::Left);
+        // As tend and other verbs about an application of that name do.
+        finish_all(&node, "shop", &|_| ()).expect("nothing is in the way");
+        assert!(exists(&made));
+        for transaction in node.abandoned().expect("it can be read") {
+            assert!(transaction.is_kept());
+            assert_eq!(finish(&node, transaction).expect("it can be removed"), [made.clone()]);
+        }
+        assert!(!exists(&made));
     }
 
     #[test]

@@ -135,7 +135,7 @@ fn a_job_that_fails_at_the_start_is_shown_with_its_last_lines() {
     says(
         &ran,
         &farm,
-        "starting shop 1.0: job migrate: exit status 4\n  | no such table",
+        "starting shop 1.0: job migrate: exit status 4\n  | migrating\n  | no such table",
         "its command is: echo migrating; echo no such table >&2; exit 4",
     );
 }
@@ -276,7 +276,7 @@ fn a_disk_that_is_full_keeps_an_application_from_its_start() {
     assert!(ran.error().ends_with("No space left on device"), "{}", ran.error());
     assert_eq!(
         ran.hint(),
-        "farmctl gc --stages, farmctl remove NAME --release VERSION, or a larger disk"
+        "df -h shows where; farmctl gc --stages, farmctl remove NAME --release VERSION, or a larger disk"
     );
     farm.run(&["remove", "shop", "--data"]).ok();
     tool("umount", &[word(&state)]);
@@ -386,7 +386,8 @@ fn state_that_cannot_be_read_is_not_guessed_about() {
             );
             assert_eq!(
                 masked(ran.hint(), &farm),
-                "restore ROOT/var/lib/farmctl/apps/shop.json from a backup, or use the farmctl that wrote it"
+                "put a copy of ROOT/var/lib/farmctl/apps/shop.json there, or use the farmctl that \
+                 wrote it; without one: README.md, \"A damaged file of the state\""
             );
         }
         assert_eq!(farm.volumes(), volumes, "nothing was removed");
@@ -402,11 +403,69 @@ fn state_that_cannot_be_read_is_not_guessed_about() {
             &ran,
             &farm,
             "ROOT/var/lib/farmctl/node.json is missing, but there are applications",
-            "restore the file from a backup; farmctl does not guess which volumes are its own",
+            "put {\"schema\": 1, \"id\": \"ID\"} there, with the ID that grep -r farmctl.node= \
+             /etc/schroot/chroot.d shows; farmctl does not guess which volumes are its own",
         );
     }
     assert_eq!(farm.volumes(), volumes, "nothing was removed");
-    fs::write(&node, identity).expect("it is ours");
+    // The hint is true.
+    let definition = fs::read_to_string("/etc/schroot/chroot.d/farmctl-shop-1.0");
+    let definition = definition.expect("it is registered");
+    let id = definition.lines().find_map(|line| line.strip_prefix("farmctl.node="));
+    let id = id.expect("it is this node's");
+    fs::write(&node, format!("{{\"schema\": 1, \"id\": \"{id}\"}}\n")).expect("it is ours");
     farm.run(&["verify", "shop"]).ok();
     farm.assert_clean();
+    let again: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&node).expect("it is ours")).expect("it is JSON");
+    assert_eq!(again, serde_json::from_str::<serde_json::Value>(&identity).expect("it is JSON"));
+}
+
+#[test]
+fn what_no_state_names_is_removed_when_that_is_asked_for_and_not_before() {
+    let farm = Farm::new();
+    install(&farm, SLEEP);
+    farm.run(&["start", "shop"]).ok();
+    let (state, away) = (farm.state("apps/shop.json"), farm.root().join("away"));
+    fs::rename(&state, &away).expect("it is installed");
+    let as_it_is = || Picture::of(farm.root());
+    let file = farm.root().join("out");
+    let file = file.join(common::names(&file).first().expect("it was packed"));
+    let ran = mistake::refused("state file gone", &farm, &["install", word(&file)], as_it_is);
+    says(
+        &ran,
+        &farm,
+        "installing shop 1.0: there is a volume fv-shop-1.0 already",
+        "farmctl gc --check says of whom it is; farmctl gc, or gc --orphans, removes it",
+    );
+    let check = farm.run(&["gc", "--check"]);
+    assert_eq!(check.code, 3, "{}", check.stderr);
+    assert!(check.stdout.contains("fv-shop-1.0"), "{}", check.stdout);
+    farm.run(&["gc"]).ok();
+    assert!(runs("sleep 86017"), "it runs on");
+    fs::rename(&away, &state).expect("it was moved");
+    farm.run(&["verify", "shop"]).ok();
+    assert_eq!(farm.state_of("shop"), "running");
+
+    // As README says of a file that is damaged and of which there is no copy.
+    fs::remove_file(&state).expect("it is there");
+    farm.run(&["gc", "--orphans"]).ok();
+    assert!(!runs("sleep 86017"), "it has ended");
+    farm.assert_clean();
+    farm.run(&["install", word(&file)]).ok();
+    farm.run(&["start", "shop"]).ok();
+}
+
+#[test]
+fn an_application_whose_state_is_damaged_keeps_no_other_from_being_tended() {
+    let farm = Farm::new();
+    install(&farm, SLEEP);
+    farm.run(&["start", "shop"]).ok();
+    end_supervisor(&farm, Signal::SIGKILL);
+    let damaged = farm.state("apps/other.json");
+    fs::write(&damaged, "{").expect("there is room");
+    let ran = farm.run(&["tend"]).failed(1);
+    assert!(ran.error().starts_with("tending other: reading "), "{}", ran.error());
+    fs::remove_file(&damaged).expect("it is ours");
+    assert_eq!(farm.state_of("shop"), "running");
 }

@@ -108,6 +108,10 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         }
     }
     schroot::check_free(&layout::environment_chroot(name), node.id())?;
+    if known.is_none() {
+        // Now, and not when all is made.
+        making.storage.check_new(&layout::environment_volume(name))?;
+    }
     if args.dry_run {
         context.show_plan(&plan(&making)?);
         return Ok(Exit::Done);
@@ -310,8 +314,7 @@ fn make(
         before.iter().try_for_each(|volume| transaction.intend(volume.clone()))?;
         before.iter().try_for_each(|volume| undo::remove(volume, node))?;
     }
-    transaction
-        .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
+    super::intend_volume(storage, &volume, transaction)?;
     storage.rename(&stage, &volume)?;
     transaction.release(&staged)?;
     transaction.intend(Object::Chroot { name: chroot.clone() })?;

@@ -29,9 +29,16 @@ const ROOM: u64 = 2 << 30;
 
 /// Check whether this machine has what farmctl needs
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl doctor\n  farmctl doctor --fix\n\n--fix installs Debian packages, reads apt's indexes, takes the administrator's\ncertificates into the host's, makes secrets root's alone, writes files of farmctl\nagain, brings back what should run, and removes what unfinished work left.\nExits 3 when something is not right; each line says what to do."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl doctor
+  farmctl doctor --fix
+
+--fix installs Debian packages, reads apt's indexes, takes the administrator's certificates into \
+the host's, makes secrets root's alone, writes files of farmctl again, brings back what should \
+run, and removes what unfinished work left.
+
+Exits 3 when something is not right; each line says what to do.")]
 pub struct Args {
     /// Install and repair what can safely be
     #[arg(long)]
@@ -337,7 +344,7 @@ fn room(node: &Node) -> Vec<Finding> {
         Ok(usage) => {
             let room = format!("{} free of {}", ui::size(usage.free), ui::size(usage.total));
             if usage.free < ROOM {
-                Finding::bad("space", format!("only {room}: farmctl gc, or a larger disk"))
+                Finding::bad("space", format!("only {room}: farmctl gc --stages, or a larger disk"))
             } else {
                 Finding::good("space", room)
             }
@@ -373,8 +380,13 @@ fn protect(path: &Path) -> Result<()> {
 }
 
 fn leftovers(node: &Node) -> Result<Finding> {
-    let abandoned = node.abandoned()?.len();
-    let detail = match (abandoned, undo::unpublished(node)?.len()) {
+    let abandoned = node.abandoned()?;
+    let kept = abandoned.iter().filter(|transaction| transaction.is_kept()).count();
+    let detail = match (abandoned.len() - kept, undo::unpublished(node)?.len()) {
+        (0, 0) if kept > 0 => {
+            let detail = format!("{} for a look: farmctl gc removes it", ui::count(kept, "bake"));
+            return Ok(Finding::good("leftovers", detail));
+        }
         (0, 0) => return Ok(Finding::good("leftovers", "none")),
         (0, files) => ui::count(files, "unpublished file"),
         (abandoned, _) => ui::count(abandoned, "unfinished transaction"),

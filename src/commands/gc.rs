@@ -29,11 +29,24 @@ use crate::undo;
 
 /// Remove what interrupted work left behind, and old releases
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl gc --check\n  farmctl gc\n  farmctl gc --stages\n\nOf each application the newest three releases are kept (keep in node.toml), and\nthose that run, stand by or ran before; of compressed segments 4G (segment-cache).\nWhat bakes keep for the next one stays, unless --stages is given: the next bake\ninstalls it again.\nData directories are never touched.\n--check exits 3 when interrupted work left something."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl gc --check
+  farmctl gc
+  farmctl gc --stages
+
+Of each application the newest three releases are kept (keep in node.toml), and those that run, \
+stand by or ran before; of compressed segments 4G (segment-cache). What bakes keep for the next \
+one stays, unless --stages is given: the next bake installs it again. Data directories are never \
+touched.
+
+An orphan is a volume, chroot, session, process or scratch directory of this node that its state \
+does not know. It is named, and removed only with --orphans.
+
+--check exits 3 when there are orphans, or interrupted work or a failed bake --keep left \
+something. Old releases and what --stages removes are no fault.")]
 pub struct Args {
-    /// Only look, and exit 3 if interrupted work left something
+    /// Only look, and exit 3 if interrupted work left something, or there are orphans
     #[arg(long, visible_alias = "dry-run")]
     check: bool,
     /// Also remove volumes, chroots, sessions and processes of ours unknown to the state
@@ -104,7 +117,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         let title = |release: &&Release| format!("release {} of {}", release.version, app.name);
         found.old.extend(old.iter().map(title));
         if !args.check && !old.is_empty() {
-            failed.extend(retire(&app.name, &node, context).err().map(|it| format!("{it:#}")));
+            failed.extend(retire(&app.name, &node, context).err().map(|it| message(&it)));
         }
     }
     for environment in node.environments()? {
@@ -113,7 +126,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         found.stages.extend(environment.kept.iter().map(title));
         if args.stages && !args.check && !environment.kept.is_empty() {
             let name = &environment.name;
-            failed.extend(forget_stages(name, &node, context).err().map(|it| format!("{it:#}")));
+            failed.extend(forget_stages(name, &node, context).err().map(|it| message(&it)));
         }
     }
     if !args.check {
@@ -143,9 +156,11 @@ fn shrink_cache(node: &Node) -> Result<u64> {
     cache.shrink(node.settings().segment_cache.bytes())
 }
 
-/// Removes what interrupted work left.
+/// Removes what interrupted work left, but for what is kept for a look.
 pub(super) fn finish_abandoned(node: &Node, context: &Context) -> Result<()> {
-    node.abandoned()?.into_iter().try_for_each(|transaction| finish(node, transaction, context))?;
+    let mut abandoned = node.abandoned()?;
+    abandoned.retain(|transaction| !transaction.is_kept());
+    abandoned.into_iter().try_for_each(|transaction| finish(node, transaction, context))?;
     undo::remove_unpublished(node, &|text| context.ui.step(text))
 }
 
@@ -158,7 +173,8 @@ fn finish(node: &Node, transaction: Transaction, context: &Context) -> Result<()
 }
 
 fn title(transaction: &Transaction) -> String {
-    format!("{} of {}", transaction.verb(), transaction.subject())
+    let kept = if transaction.is_kept() { "kept " } else { "" };
+    format!("{kept}{} of {}", transaction.verb(), transaction.subject())
 }
 
 /// Removes the old releases of an application.
@@ -264,7 +280,18 @@ fn orphans(node: &Node) -> Result<Vec<Object>> {
         found.push(Object::Path { path: node.layout().work(&work) });
     }
     found.retain(|object| !known.iter().any(|known| is_same(known, object)));
+    found.sort_by_key(turn);
     Ok(found)
+}
+
+/// What is removed before what: nothing is started again, or still in use, where it ends.
+fn turn(object: &Object) -> u8 {
+    match object {
+        Object::Programs { .. } => 0,
+        Object::Session { .. } => 1,
+        Object::Chroot { .. } => 2,
+        _ => 3,
+    }
 }
 
 /// A session is told by its name: what schroot knows of it does not say its storage.

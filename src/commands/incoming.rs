@@ -199,8 +199,7 @@ impl Incoming {
             None => App::new(name, make_account(name, node, transaction)?),
         };
         let volume = layout::release_volume(name, version);
-        transaction
-            .intend(Object::Volume { storage: storage.name().to_owned(), name: volume.clone() })?;
+        super::intend_volume(storage.as_ref(), &volume, transaction)?;
         let mark = transaction.mark();
         let tree = match earlier(&app, archive, storage.as_ref(), *size, node)? {
             None => None,

@@ -32,7 +32,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let archive = incoming::open(&args.file, &node)?;
     let name = archive.manifest().name.clone();
     let what = format!("{name} {}", archive.manifest().version);
-    let _lock = if args.dry_run { None } else { Some(super::lock(&node, &name, "install")?) };
+    let _lock = super::take_over_unless(args.dry_run, &node, &name, "install", context)?;
     let mut incoming = match incoming::arrive(archive, &args.options, &node)? {
         Arrival::Known => {
             context.ui.already(format!("{what} is installed already"));

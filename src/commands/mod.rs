@@ -17,6 +17,7 @@ use crate::release::{App, EnvironmentRecord, Session};
 use crate::run;
 use crate::serve::Served;
 use crate::signature::SecretKey;
+use crate::storage::Storage;
 use crate::supervise::Supervise;
 use crate::tarball::Archive;
 use crate::trust;
@@ -156,9 +157,16 @@ fn forget_kept(
     })
 }
 
+/// Writes down that a volume of a release or an environment is about to be made.
+fn intend_volume(storage: &dyn Storage, name: &str, transaction: &mut Transaction) -> Result<()> {
+    storage.check_new(name)?;
+    let storage = storage.name().to_owned();
+    transaction.intend(Object::Volume { storage, name: name.to_owned() })
+}
+
 /// Refuses a name that cannot be one before it becomes part of a path.
 fn check_name(name: &str) -> Result<()> {
-    crate::profile::check_name(name)
+    crate::profile::check_name(name).hint("farmctl list shows what there is")
 }
 
 /// What `--storage` takes.

@@ -230,7 +230,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     let is_cut_short = |change: &Change| change.result == Outcome::CutShort;
     let stands_by = !app.standby.is_empty() && app.confirm_by.is_none();
     let unfinished = last_change.as_ref().is_some_and(is_cut_short)
-        && (stands_by || node.abandoned()?.iter().any(|it| it.subject() == app.name));
+        && (stands_by
+            || node.abandoned()?.iter().any(|it| it.subject() == app.name && !it.is_kept()));
     let status = Status {
         state: match (&app.session, sound) {
             (None, _) => "stopped",

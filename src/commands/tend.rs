@@ -31,9 +31,13 @@ const DRAIN: Duration = Duration::from_secs(10);
 
 /// Bring back every application that should run and does not
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl tend\n  farmctl tend --every 30\n\nIt recovers sessions after a reboot, starts processes that are gone, and publishes\nvhosts that are missing. systemd runs it at boot and every 30 seconds; without\nsystemd, run it from cron(8)."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl tend
+  farmctl tend --every 30
+
+It recovers sessions after a reboot, starts processes that are gone, and publishes vhosts that are \
+missing. systemd runs it at boot and every 30 seconds; without systemd, run it from cron(8).")]
 pub struct Args {
     /// Go on, looking every so many seconds
     #[arg(long, value_name = "SECONDS")]
@@ -160,37 +164,50 @@ pub(super) fn bring_all_back(node: &Node, context: &Context) -> Result<Exit> {
     }
     schroot::restore_guards()?;
     let mut exit = Exit::Done;
-    for app in node.apps()? {
-        if app.session.is_none() {
-            continue;
-        }
-        // One that another farmctl is changing, perhaps by tending it, is that one's.
-        let _lock = match node.lock(&app.name, "tend") {
-            Ok(lock) => lock,
-            Err(error) => {
-                context.ui.step(format!("left alone: {}", message(&error)));
-                continue;
-            }
-        };
-        // And one it has changed until now is not what it was.
-        let Some(app) = node.app(&app.name)? else { continue };
-        let Some(session) = app.session.clone() else { continue };
-        let manifest = super::manifest_of(node, &app, &session.version)?;
-        // One that is short of room is to run all the same.
-        let watched = watch(&app, &session, node, context);
-        let subject = Subject { context, node, app: &app.name, verb: "tend" };
-        let restored = subject.record_steps(
-            history::TEND,
-            |outcome| *outcome,
-            |say| bring_back(app.clone(), &session, &manifest, node, supervisor.as_ref(), say),
-        );
-        for error in [watched, restored.map(drop)].into_iter().filter_map(Result::err) {
+    for name in node.app_names()? {
+        let tended = tend(&name, node, supervisor.as_ref(), context);
+        let results = tended.unwrap_or_else(|error| [Ok(()), Err(error)]);
+        for error in results.into_iter().filter_map(Result::err) {
             run::check_interrupted()?;
-            context.ui.error(&error::render(&error.context(format!("tending {}", app.name))));
+            context.ui.error(&error::render(&error.context(format!("tending {name}"))));
             exit = Exit::Failed;
         }
     }
     Ok(exit)
+}
+
+/// Has an application run as state says: how its storage was found, and what ran.
+fn tend(
+    name: &str,
+    node: &Node,
+    supervisor: &dyn Supervise,
+    context: &Context,
+) -> Result<[Result<()>; 2]> {
+    const NOTHING: [Result<()>; 2] = [Ok(()), Ok(())];
+    if node.app(name)?.is_none_or(|app| app.session.is_none()) {
+        return Ok(NOTHING);
+    }
+    // One that another farmctl is changing, perhaps by tending it, is that one's.
+    let _lock = match node.lock(name, "tend") {
+        Ok(lock) => lock,
+        Err(error) => {
+            context.ui.step(format!("left alone: {}", message(&error)));
+            return Ok(NOTHING);
+        }
+    };
+    // And one it has changed until now is not what it was.
+    let Some(app) = node.app(name)? else { return Ok(NOTHING) };
+    let Some(session) = app.session.clone() else { return Ok(NOTHING) };
+    let manifest = super::manifest_of(node, &app, &session.version)?;
+    // One that is short of room is to run all the same.
+    let watched = watch(&app, &session, node, context);
+    let subject = Subject { context, node, app: name, verb: "tend" };
+    let restored = subject.record_steps(
+        history::TEND,
+        |outcome| *outcome,
+        |say| bring_back(app.clone(), &session, &manifest, node, supervisor, say),
+    );
+    Ok([watched, restored.map(drop)])
 }
 
 #[cfg(test)]

@@ -28,6 +28,9 @@ pub struct TransactionRecord {
     pub began: i64,
     /// What it made or was about to make, oldest first.
     pub objects: Vec<Object>,
+    /// Whether it failed and what it made is kept for a look, until `gc`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kept: bool,
 }
 
 /// A recipe at work. Closing it removes the record; dropping it leaves the record to `gc`.
@@ -75,6 +78,21 @@ impl Transaction {
     #[must_use]
     pub fn objects(&self) -> &[Object] {
         &self.record.objects
+    }
+
+    /// Whether what it made is kept for a look, until `gc`.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.record.kept
+    }
+
+    /// Has what it made kept for a look, until `gc`.
+    ///
+    /// # Errors
+    /// When the record cannot be written.
+    pub fn keep(mut self) -> Result<()> {
+        self.record.kept = true;
+        self.write()
     }
 
     /// Writes down that `object` is about to be made; to be called before it is.
@@ -146,6 +164,7 @@ impl Node {
             subject: subject.to_owned(),
             began: now(),
             objects: Vec::new(),
+            kept: false,
         };
         let mut transaction = Transaction { record, file, path, node };
         if let Err(error) = transaction.write() {
@@ -183,6 +202,7 @@ impl Node {
                 subject: "unknown".to_owned(),
                 began: 0,
                 objects: Vec::new(),
+                kept: false,
             });
             let node = self.id.clone().unwrap_or_default();
             found.push(Transaction { record, file, path, node });

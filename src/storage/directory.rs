@@ -199,6 +199,10 @@ impl Storage for Directory {
         self.shelf.rename(from, to)
     }
 
+    fn check_new(&self, name: &str) -> Result<()> {
+        self.shelf.check_new(name)
+    }
+
     fn remove(&self, name: &str) -> Result<()> {
         self.shelf.remove(name)
     }

@@ -254,6 +254,13 @@ pub trait Storage: std::fmt::Debug + Sync {
     /// # Errors
     /// When there is none, or one of the new name.
     fn rename(&self, from: &str, to: &str) -> Result<()>;
+    /// Refuses a name that [`Storage::remove`] would remove something of: to be called before it
+    /// is written down that a volume of it is made, because what is written down is removed if
+    /// that fails. A volume that no record names may be what a session runs on.
+    ///
+    /// # Errors
+    /// Exactly then.
+    fn check_new(&self, name: &str) -> Result<()>;
     /// Removes a volume if it is there, whole or half made.
     ///
     /// # Errors
@@ -325,6 +332,10 @@ pub trait Storage: std::fmt::Debug + Sync {
         Ok(())
     }
 }
+
+/// What to do about a volume that no record names.
+const UNNAMED: &str =
+    "farmctl gc --check says of whom it is; farmctl gc, or gc --orphans, removes it";
 
 /// How many seconds `left` bytes last when `written` were written in the `elapsed` seconds
 /// before; none when nothing was, or the time is too short to tell.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::{Access, Mark, Usage, Volume};
+use super::{Access, Mark, UNNAMED, Usage, Volume};
 use crate::error::{Mark as _, refuse};
 use crate::mount;
 use crate::run::check_interrupted;
@@ -88,6 +88,14 @@ impl Shelf {
             .with_context(|| format!("writing {}", path.display()))
     }
 
+    /// Refuses a name that is there.
+    pub fn check_new(&self, name: &str) -> Result<()> {
+        if self.volume(name).symlink_metadata().is_ok() {
+            return refuse(format_args!("there is a volume {name} already"), UNNAMED);
+        }
+        Ok(())
+    }
+
     /// Makes the volume's directory and mark; its tree is still missing.
     pub fn begin(&self, name: &str, mark: &Mark) -> Result<()> {
         let private = |path: &Path| fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
@@ -96,10 +104,7 @@ impl Shelf {
         match fs::DirBuilder::new().mode(0o700).create(&directory) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                return refuse(
-                    format_args!("there is a volume {name} already"),
-                    "farmctl gc --check",
-                );
+                return refuse(format_args!("there is a volume {name} already"), UNNAMED);
             }
             Err(error) => {
                 return Err(error).with_context(|| format!("making {}", directory.display()));

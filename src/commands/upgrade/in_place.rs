@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 
 use crate::chroot;
 use crate::commands::record::Subject;
-use crate::commands::{Context, Started, baking, incoming, index_of};
+use crate::commands::{Context, Started, baking, incoming, index_of, intend_volume};
 use crate::debian;
 use crate::error::{Mark as _, refuse};
 use crate::file;
@@ -153,8 +153,7 @@ impl Revision<'_> {
         let volume = layout::release_volume(&app.name, version);
         let storage_name = storage.name().to_owned();
         self.context.ui.step(format!("forking volume {}", origin.volume));
-        transaction
-            .intend(Object::Volume { storage: storage_name.clone(), name: volume.clone() })?;
+        intend_volume(storage.as_ref(), &volume, transaction)?;
         storage.fork(&origin.volume, &volume, &transaction.mark())?;
         let made = mount::in_private_namespace(|| {
             let tree = storage.open(&volume, Access::ReadWrite)?;

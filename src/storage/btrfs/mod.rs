@@ -187,6 +187,10 @@ impl Storage for Btrfs {
         self.shelf.rename(from, to)
     }
 
+    fn check_new(&self, name: &str) -> Result<()> {
+        self.shelf.check_new(name)
+    }
+
     fn remove(&self, name: &str) -> Result<()> {
         remove_subvolume(&self.shelf.tree(name))?;
         self.shelf.remove(name)

@@ -22,7 +22,9 @@ use nix::mount::MsFlags;
 
 use self::report::{Group, LVS, LogicalVolume, Said};
 pub use self::report::{groups, volumes};
-use super::{Access, Copies, Growth, Mark, SessionCopy, Stanza, Storage, Tree, Usage, Volume};
+use super::{
+    Access, Copies, Growth, Mark, SessionCopy, Stanza, Storage, Tree, UNNAMED, Usage, Volume,
+};
 use crate::error::refuse;
 use crate::file;
 use crate::mount::{self, Mount};
@@ -551,6 +553,15 @@ impl Storage for Lvm {
     fn rename(&self, from: &str, to: &str) -> Result<()> {
         let volume = self.require(from)?;
         self.change(&changing(&LVRENAME).args(["--quiet", &volume.group, from, to]))
+    }
+
+    fn check_new(&self, name: &str) -> Result<()> {
+        match self.find(name)? {
+            Some(volume) => {
+                refuse(format_args!("there is a volume {} already", volume.path()), UNNAMED)
+            }
+            None => Ok(()),
+        }
     }
 
     fn remove(&self, name: &str) -> Result<()> {
