@@ -87,8 +87,7 @@ fn marks(error: &anyhow::Error) -> impl Iterator<Item = &Marked> {
 }
 
 /// What to do about a full disk.
-pub const NO_SPACE: &str =
-    "farmctl gc --stages, farmctl remove NAME --release VERSION, or a larger disk";
+pub const NO_SPACE: &str = "df -h shows where; farmctl gc --stages, farmctl remove NAME --release VERSION, or a larger disk";
 
 /// What to do about a file system that cannot be written.
 const READ_ONLY: &str =
@@ -102,7 +101,7 @@ fn is_caused_by(
     error: &anyhow::Error,
     kinds: &[std::io::ErrorKind],
     number: nix::errno::Errno,
-    words: &str,
+    words: &[&str],
 ) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<std::io::Error>().is_some_and(|cause| kinds.contains(&cause.kind()))
@@ -110,7 +109,7 @@ fn is_caused_by(
             || cause
                 .downcast_ref::<Marked>()
                 .is_some_and(|mark| is_caused_by(&mark.source, kinds, number, words))
-            || cause.to_string().contains(words)
+            || words.iter().any(|words| cause.to_string().contains(words))
     })
 }
 
@@ -118,13 +117,15 @@ fn is_caused_by(
 #[must_use]
 pub fn is_no_space(error: &anyhow::Error) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-    let number = nix::errno::Errno::ENOSPC;
-    is_caused_by(error, &[StorageFull, QuotaExceeded], number, ": No space left on device")
+    // The last are apt's words, before it fetches anything.
+    let words =
+        ["No space left on device", "Disk quota exceeded", "You don't have enough free space in"];
+    is_caused_by(error, &[StorageFull, QuotaExceeded], nix::errno::Errno::ENOSPC, &words)
 }
 
 fn is_read_only(error: &anyhow::Error) -> bool {
     let kind = std::io::ErrorKind::ReadOnlyFilesystem;
-    is_caused_by(error, &[kind], nix::errno::Errno::EROFS, ": Read-only file system")
+    is_caused_by(error, &[kind], nix::errno::Errno::EROFS, &["Read-only file system"])
 }
 
 /// The innermost hint of an error. A disk that is full or cannot be written has one of its
@@ -249,6 +250,24 @@ mod tests {
             .context("making x")
             .expect_err("it was built as an error");
         assert_eq!(hint_of(&error), Some(READ_ONLY));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_by_the_words_of_each_tool() {
+        for words in [
+            "pip install: exit status 1\n  | ERROR: Could not install packages due to an OSError: \
+             [Errno 28] No space left on device",
+            "apt-get: exit status 100\n  | dpkg: error processing archive x.deb (--unpack):\n  |  \
+             cannot copy extracted data for './x' to '/x': failed to write (No space left on device)",
+            "apt-get: exit status 100\n  | E: You don't have enough free space in \
+             /var/cache/apt/archives/.",
+        ] {
+            let error = Err::<(), _>(anyhow::anyhow!(words))
+                .hint("is the mirror reachable?")
+                .context("installing the build packages")
+                .expect_err("it was built as an error");
+            assert_eq!(hint_of(&error), Some(NO_SPACE));
+        }
     }
 
     #[test]

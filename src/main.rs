@@ -1,5 +1,6 @@
 //! Words to functions, and an error to words.
 
+use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
@@ -12,7 +13,7 @@ use farmctl::run;
 use farmctl::ui::{Ui, Verbosity};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(words(std::env::args_os()));
     let ui = Ui::new(cli.verbosity());
     let level = match (cli.verbosity(), cli.shows_output()) {
         (Verbosity::Verbose, true) => tracing::Level::DEBUG,
@@ -44,6 +45,16 @@ fn main() -> ExitCode {
         Err(_) => Exit::Left,
     };
     ExitCode::from(exit as u8)
+}
+
+/// `farmctl help VERB` is `farmctl VERB --help`.
+fn words(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = words.collect();
+    if words.get(1).is_some_and(|word| word == "help") {
+        words.remove(1);
+        words.push("--help".into());
+    }
+    words
 }
 
 fn dispatch(verb: &Verb, context: &Context) -> anyhow::Result<Exit> {

@@ -89,6 +89,7 @@ impl Profile {
     ///
     /// When it is not a version.
     pub fn set_version(&mut self, version: &str) -> anyhow::Result<()> {
+        check_version(version)?;
         let before = std::mem::replace(&mut self.version, version.to_owned());
         self.validate().inspect_err(|_| self.version = before)
     }
@@ -135,7 +136,7 @@ impl Profile {
 ///
 /// When it is not one, before it becomes part of a path.
 pub fn check_name(name: &str) -> anyhow::Result<()> {
-    name::check_name(&parse::Place::default().key("name"), name).map_err(parse::Problem::into_error)
+    name::check_name(&parse::Place::default(), name).map_err(parse::Problem::into_error_of_a_word)
 }
 
 /// Refuses what cannot be a version.
@@ -143,8 +144,8 @@ pub fn check_name(name: &str) -> anyhow::Result<()> {
 /// # Errors
 /// When it is not one.
 pub fn check_version(version: &str) -> anyhow::Result<()> {
-    name::check_version(&parse::Place::default().key("version"), version)
-        .map_err(parse::Problem::into_error)
+    name::check_version(&parse::Place::default(), version)
+        .map_err(parse::Problem::into_error_of_a_word)
 }
 
 impl Rendered {

@@ -9,6 +9,7 @@
 
 mod interrupt;
 
+use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::Read as _;
@@ -26,7 +27,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 pub use self::interrupt::{Shield, check_interrupted, poll_until, rest, watch_signals};
-use crate::error::{self, Exit, Mark as _};
+use crate::error;
 
 /// Directories tools are looked up in: Debian's own, and the administrator's.
 const DIRECTORIES: [&str; 6] =
@@ -102,6 +103,7 @@ pub struct Invocation {
     input: Input,
     contained: bool,
     survives: bool,
+    foreign: bool,
 }
 
 /// How a tool ended and what it wrote.
@@ -113,6 +115,8 @@ pub struct Outcome {
     pub stdout: String,
     /// Its standard error.
     pub stderr: String,
+    /// The last lines of both, as they came.
+    last: VecDeque<String>,
 }
 
 impl Outcome {
@@ -147,6 +151,7 @@ impl Invocation {
             input: Input::Nothing,
             contained: false,
             survives: false,
+            foreign: false,
         }
     }
 
@@ -182,6 +187,14 @@ impl Invocation {
     #[must_use]
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
+        self
+    }
+
+    /// Shows the last lines of both outputs if it fails: for what an administrator wrote, which
+    /// may say why on either. Tools say it on standard error, and much else on the other.
+    #[must_use]
+    pub fn foreign(mut self) -> Self {
+        self.foreign = true;
         self
     }
 
@@ -306,7 +319,11 @@ impl Invocation {
             },
             (None, None) => "ended".to_owned(),
         };
-        let last = tail(&outcome.stderr).or_else(|| tail(&outcome.stdout)).unwrap_or_default();
+        let last = if self.foreign {
+            listed(outcome.last.iter().map(String::as_str))
+        } else {
+            tail(&outcome.stderr).or_else(|| tail(&outcome.stdout)).unwrap_or_default()
+        };
         bail!("{}: {ended}{last}", self.name)
     }
 
@@ -369,7 +386,11 @@ impl Invocation {
             }
             _ => None,
         };
-        let collected = collect(&mut child, keep, line);
+        let mut last = VecDeque::new();
+        let collected = collect(&mut child, keep, &mut |text| {
+            remember(&mut last, text);
+            line(text)
+        });
         if !matches!(collected, Ok((_, ControlFlow::Continue(())))) {
             end_group(&mut child, group);
         }
@@ -378,7 +399,10 @@ impl Invocation {
             drop(writer.join());
         }
         let ([stdout, stderr], _) = collected.with_context(|| format!("running {}", self.name))?;
-        Ok(Outcome { status: status?, stdout, stderr })
+        for text in [&stdout, &stderr].iter().filter(|text| !text.ends_with('\n')) {
+            remember(&mut last, text.lines().next_back().unwrap_or_default());
+        }
+        Ok(Outcome { status: status?, stdout, stderr, last })
     }
 }
 
@@ -460,12 +484,27 @@ fn end_group(child: &mut Child, group: Pid) {
     let _ = killpg(group, Signal::SIGKILL);
 }
 
+/// Adds a line to the last ones, unless it is empty.
+fn remember(last: &mut VecDeque<String>, line: &str) {
+    let line = line.trim_end();
+    if line.is_empty() {
+        return;
+    }
+    if last.len() == TAIL_LINES {
+        last.pop_front();
+    }
+    last.push_back(line.to_owned());
+}
+
 /// The last lines of a tool's output, each on a line of its own.
 fn tail(text: &str) -> Option<String> {
-    let lines: Vec<&str> =
-        text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    let last = &lines[lines.len().saturating_sub(TAIL_LINES)..];
-    (!last.is_empty()).then(|| last.iter().map(|line| format!("\n  | {line}")).collect())
+    let mut last = VecDeque::new();
+    text.lines().for_each(|line| remember(&mut last, line));
+    (!last.is_empty()).then(|| listed(last.iter().map(String::as_str)))
+}
+
+fn listed<'a>(lines: impl Iterator<Item = &'a str>) -> String {
+    lines.map(|line| format!("\n  | {line}")).collect()
 }
 
 /// Quotes a word for sh if it needs to be.
@@ -478,7 +517,7 @@ pub fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Asks for exit status [`Exit::Usage`] unless farmctl runs as root.
+/// Refuses unless farmctl runs as root.
 ///
 /// # Errors
 /// When it does not.
@@ -486,7 +525,7 @@ pub fn require_root() -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
-    error::refuse::<()>("farmctl must run as root", "sudo farmctl …").exit(Exit::Failed)
+    error::refuse("farmctl must run as root", "sudo farmctl …")
 }
 
 #[cfg(test)]
@@ -507,6 +546,13 @@ mod tests {
             .run()
             .expect_err("the script exits 3");
         assert_eq!(error.to_string(), "sh: exit status 3\n  | two");
+        // The pause is for the order of two pipes.
+        let error = Invocation::of(&SH)
+            .args(["-c", "echo why; echo; sleep 0.1; echo two >&2; sleep 0.1; printf end; exit 3"])
+            .foreign()
+            .run()
+            .expect_err("the script exits 3");
+        assert_eq!(error.to_string(), "sh: exit status 3\n  | why\n  | two\n  | end");
     }
 
     #[test]

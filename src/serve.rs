@@ -39,6 +39,7 @@ pub fn jobs<'a>(manifest: &'a Manifest, moments: &'a [When]) -> impl Iterator<It
 pub fn job_call(job: &Job, session: &str) -> Invocation {
     schroot::enter(session, "root", &[START_SCRIPT, "job", &job.name])
         .named(format!("job {}", job.name))
+        .foreign()
 }
 
 /// The call that looks whether a process could take up its code, if it can be looked at.
@@ -47,6 +48,7 @@ pub fn check_call(process: &Process, session: &str) -> Option<Invocation> {
     process.check.as_ref().map(|_| {
         schroot::enter(session, "root", &[START_SCRIPT, "check", &process.name])
             .named(format!("checking process {}", process.name))
+            .foreign()
     })
 }
 
@@ -495,6 +497,7 @@ impl Served<'_> {
             &["timeout", &within, START_SCRIPT, key, &process.name],
         )
         .named(format!("{key} of {}", process.name))
+        .foreign()
         .run()
     }
 }

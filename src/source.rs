@@ -15,6 +15,7 @@ use crate::lockfile::{self, LockFile};
 use crate::profile::{self, Profile};
 use crate::project::Survey;
 use crate::run::check_interrupted;
+use crate::template::{self, Values};
 
 /// Names that never belong to a project's files: version control, byte code, other
 /// virtualenvs, and what farmctl itself writes there.
@@ -29,6 +30,21 @@ const SKIPPED: [&str; 9] = [
     ".pytest_cache",
     "node_modules",
 ];
+
+/// Refuses a template that cannot be rendered, before anything is made.
+fn check_template(text: &str, values: &Values) -> Result<()> {
+    match template::render(text, values) {
+        Ok(_) => Ok(()),
+        Err(mut fault) => {
+            let hint = fault.hint.take();
+            let refused = Err(fault.into());
+            match hint {
+                Some(hint) => refused.hint(hint),
+                None => refused,
+            }
+        }
+    }
+}
 
 /// A profile and the directory it lies in.
 #[derive(Clone, Debug)]
@@ -54,13 +70,18 @@ impl Source {
             .exit(Exit::Usage)?;
         let mut profile = profile::parse(&text)
             .with_context(|| format!("reading the profile {}", file.display()))
-            .hint("the profile reference in the README has every key and what it takes")?;
+            .hint("README.md has every key and what it takes; farmctl(8) says where it is")?;
         let file = file.canonicalize().with_context(|| format!("finding {}", file.display()))?;
         let directory = file.parent().unwrap_or(Path::new("/")).to_owned();
+        let values = Values::of(&profile);
         for rendered in &mut profile.files {
             if let Some(template) = rendered.template.take() {
                 let path = directory.join(&template);
                 let text = fs::read_to_string(&path)
+                    .with_context(|| format!("reading the template {}", path.display()))
+                    .hint("file.template is relative to the profile")
+                    .exit(Exit::Usage)?;
+                check_template(&text, &values)
                     .with_context(|| format!("reading the template {}", path.display()))
                     .exit(Exit::Usage)?;
                 rendered.content = Some(text);

@@ -200,9 +200,9 @@ impl Stage {
     pub fn run_step(&self, command: &str) -> Result<()> {
         let line = format!("cd {} && {command}", python::PROJECT);
         let step = self.chroot.downloading("/bin/sh").args(["-e", "-c", &line]);
-        step.named(format!("\"{command}\"")).run().context("running build.before").hint(
+        step.named(format!("\"{command}\"")).foreign().run().context("running build.before").hint(
             "build.before runs as root in a fork of the environment, in a copy of the profile's \
-             directory: farmctl -vv shows all it prints",
+             directory: -vv shows all it prints, farmctl bake --keep keeps it for a look",
         )
     }
 

@@ -216,6 +216,7 @@ fn what_a_profile_cannot_mean_is_shown_with_its_line() {
             "[[copy]]\nfrom = \"../secret\"\nto = \"/srv/x\"\n",
             "line 12, column ",
         ),
+        ("profile: project outside of it", "[python]\nproject = \"../lib\"\n", "line 12, column "),
     ];
     for (mistake, rest, place) in cases {
         let directory = profile(&farm, rest);
@@ -224,6 +225,25 @@ fn what_a_profile_cannot_mean_is_shown_with_its_line() {
         let start = "reading the profile ROOT/profiles/tiny/profile.toml: ";
         assert!(error.starts_with(start) && error.contains(place), "{error}");
     }
+    // Of a template in a file of its own, there.
+    let directory = profile(&farm, "[[file]]\npath = \"/etc/x\"\ntemplate = \"x.j2\"\n");
+    let bootstrap = ["bootstrap", word(&directory)];
+    let ran = fails("profile: template missing", &farm, &bootstrap, 2);
+    says(
+        &ran,
+        &farm,
+        "reading the template ROOT/profiles/tiny/x.j2: No such file or directory",
+        "file.template is relative to the profile",
+    );
+    fs::write(directory.join("x.j2"), "a\nb {{ nmae }}\n").expect("there is room");
+    let ran = fails("profile: error in a template", &farm, &bootstrap, 2);
+    says(
+        &ran,
+        &farm,
+        "reading the template ROOT/profiles/tiny/x.j2: template line 2, column 6: \
+         there is no value \"nmae\"",
+        "did you mean \"name\"?",
+    );
 }
 
 #[test]
@@ -280,6 +300,9 @@ fn what_fails_is_kept_for_a_look_if_that_is_asked_for() {
     assert_eq!(farm.run(&shell).ok().stdout, "made\n");
     let again = ["shell", "tiny", "--kept", "--", "cat", "more"];
     assert_eq!(farm.run(&again).ok().stdout, "more\n");
+    let doctor = farm.run(&["doctor"]).stdout;
+    assert!(doctor.contains("1 bake for a look: farmctl gc removes it"), "{doctor}");
+    assert_eq!(farm.run(&again).ok().stdout, "more\n");
     let check = farm.run(&["gc", "--check"]);
     assert_eq!(check.code, 3, "{}", check.stderr);
     assert!(check.stdout.starts_with("rubbish: volume fv-stage-"), "{}", check.stdout);
@@ -322,7 +345,7 @@ fn what_a_requirement_lacks_is_said() {
             "requirement for another Python",
             "later",
             hashes[0],
-            "is it in the index, for this Python? farmctl shell --source shows the environment's",
+            "is it in the index, for this Python? farmctl shell NAME --source shows the environment's",
         ),
         (
             "requirement that needs a compiler",
@@ -426,11 +449,11 @@ fn a_failing_step_of_a_build_is_shown_with_its_last_lines() {
             &ran,
             &farm,
             &format!(
-                "{what} tiny{}: running build.before: \"echo one; echo why >&2; exit 3\": exit status 3\n  | why",
+                "{what} tiny{}: running build.before: \"echo one; echo why >&2; exit 3\": exit status 3\n  | one\n  | why",
                 if verb == "bake" { " 1.0" } else { "" }
             ),
             "build.before runs as root in a fork of the environment, in a copy of the profile's \
-             directory: farmctl -vv shows all it prints",
+             directory: -vv shows all it prints, farmctl bake --keep keeps it for a look",
         );
         assert_eq!(fs::read_dir(&out).expect("it is there").count(), 0);
     }
@@ -490,7 +513,7 @@ fn requirements_are_installed_by_hash_or_not_at_all() {
     assert!(ran.error().starts_with("locking tiny: "), "{}", ran.error());
     assert_eq!(
         ran.hint(),
-        "is it in the index, for this Python? farmctl shell --source shows the environment's"
+        "is it in the index, for this Python? farmctl shell NAME --source shows the environment's"
     );
     assert!(!directory.join("farmctl.lock").exists());
 

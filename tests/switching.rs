@@ -553,6 +553,8 @@ fn a_preview_is_looked_at_before_requests_are_led_to_it() {
     // One that is not wanted goes, and what serves does not notice.
     farm.run(&["rollback", "shop"]).ok();
     farm.run(&["upgrade", "shop", "1.1", "--preview"]).ok();
+    let refused = farm.run(&["remove", "shop", "--release", "1.1"]).failed(1);
+    assert_eq!(refused.hint(), "farmctl stop shop --preview ends what is looked at");
     farm.run(&["stop", "shop", "--preview"]).ok();
     farm.run(&["stop", "shop", "--preview"]).ok();
     assert_serves("1.0");

@@ -69,7 +69,8 @@ pub struct Args {
 
 /// What `--expires` takes.
 fn parse_expires(text: &str) -> Result<String, String> {
-    manifest::parse_expiry(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+    let wrong = |_| "it is neither a date, 2027-01-31, nor an RFC 3339 time".to_owned();
+    manifest::parse_expiry(text).map(|_| text.to_owned()).map_err(wrong)
 }
 
 /// Carries the verb out; prints the tarball's path.

@@ -375,8 +375,14 @@ pub(super) fn run_jobs(chroot: &Chroot, profile: &Profile, ui: &Ui) -> Result<()
             .call(START_SCRIPT)
             .args(["job", &job.name])
             .named(format!("job {}", job.name))
+            .foreign()
             .run()
-            .hint_with(|| format!("its command is: {}", job.command))?;
+            .hint_with(|| {
+                format!(
+                    "its command is: {}; farmctl bake --keep keeps the tree for a look",
+                    job.command
+                )
+            })?;
     }
     Ok(())
 }

@@ -10,13 +10,14 @@ use crate::file;
 use crate::front;
 use crate::node::{Node, Object, Transaction};
 use crate::plan::Plan;
-use crate::release::Release;
+use crate::release::{App, Release, Session};
 use crate::undo;
 
 /// Remove an application, one of its releases, or an environment
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farmctl remove hello --release 1.0.0\n  farmctl remove hello\n  farmctl remove --environment hello\n\nData directories, secrets, logs and the history stay; --data removes them as\nwell, except what is in the journal."
+    after_help = "Examples:\n  farmctl remove hello --release 1.0.0\n  farmctl remove hello\n  farmctl remove --environment hello\n\nData directories, secrets, logs and the history \
+                  stay; --data removes them as well, except what is in the journal."
 )]
 pub struct Args {
     /// The application, or with --environment the environment
@@ -65,7 +66,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         if let Some(version) = needed {
             return refuse(
                 format_args!("{} {version} is running", app.name),
-                format!("farmctl stop {}", app.name),
+                ending(&app, session),
             );
         }
     }
@@ -112,6 +113,20 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     context.ui.done(format!("removed {what}"));
     Ok(Exit::Done)
+}
+
+/// What is typed so that a session of the application ends.
+fn ending(app: &App, session: &Session) -> String {
+    let name = &app.name;
+    let is_it = |other: &Session| other.name == session.name;
+    if app.preview.as_ref().is_some_and(|preview| is_it(&preview.session)) {
+        return format!("farmctl stop {name} --preview ends what is looked at");
+    }
+    match (app.standby.iter().any(is_it), app.confirm_by) {
+        (false, _) => format!("farmctl stop {name}"),
+        (true, Some(_)) => format!("it stands by until farmctl confirm {name}"),
+        (true, None) => "it stands by until farmctl tend has ended it".to_owned(),
+    }
 }
 
 fn begin(node: &Node, verb: &str, subject: &str, objects: Vec<Object>) -> Result<Transaction> {

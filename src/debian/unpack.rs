@@ -280,7 +280,7 @@ impl Unpacked {
                 let source = self.place(source.strip_prefix("./").unwrap_or(source))?;
                 fs::hard_link(tree.join(source), &target)?;
             }
-            other => bail!("it is of the kind {other:?}"),
+            _ => bail!("it is no file, directory or link"),
         }
         Ok(())
     }

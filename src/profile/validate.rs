@@ -252,10 +252,7 @@ fn check_project(place: &Place, project: &str) -> Checked {
         let message = format!("{project:?} is neither a path nor a URL beginning with git+");
         return problem(message);
     }
-    if Path::new(project).is_absolute() {
-        return problem("must be relative to the profile's directory".to_owned());
-    }
-    Ok(())
+    beneath(place, Path::new(project))
 }
 
 fn check_file(place: &Place, file: &Rendered, profile: &Profile) -> Checked {

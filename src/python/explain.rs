@@ -35,14 +35,27 @@ pub fn explain<T>(result: Result<T>) -> Result<T> {
                 .to_owned(),
         });
     }
-    Err(error).hint(if says(&["gcc", "compiler", "failed to build"]) {
+    // Before what pip says of an index: setup scripts say "not found" of programs.
+    Err(error).hint(if says(&TO_BUILD) {
         "add what it needs to build.packages, e.g. \"build-essential\", or lock a version with a wheel"
     } else if says(&["no matching distribution", "no solution", "not found"]) {
-        "is it in the index, for this Python? farmctl shell --source shows the environment's"
+        "is it in the index, for this Python? farmctl shell NAME --source shows the environment's"
     } else {
         "farmctl bake -v shows the call"
     })
 }
+
+/// What pip, uv and setup scripts say, in small letters, of a distribution that must be built
+/// and cannot be: pip's `metadata-generation-failed` and `subprocess-exited-with-error`.
+const TO_BUILD: [&str; 7] = [
+    "gcc",
+    "compiler",
+    "failed to build",
+    "metadata-generation-failed",
+    "subprocess-exited-with-error",
+    "_config executable not found",
+    "pkg-config",
+];
 
 /// What pip and uv say, in small letters, of an index that does not answer.
 const UNREACHABLE: [&str; 7] = [
@@ -119,5 +132,15 @@ mod tests {
         ");
         let lacks = said("ERROR: No matching distribution found for markupsafe==3.0.2");
         assert!(lacks.contains("hint: is it in the index"), "{lacks}");
+        // The ends of what pip 23.0.1 says of psycopg2 2.9.11 and mysqlclient 2.2.7.
+        for end in [
+            "  | Error: pg_config executable not found.\n  | note: This is an issue with the \
+             package mentioned above, not pip.",
+            "  | error: metadata-generation-failed\n  | × Encountered error while generating \
+             package metadata.\n  | hint: See above for details.",
+        ] {
+            let build = said(&format!("pip install: exit status 1\n{end}"));
+            assert!(build.contains("hint: add what it needs to build.packages"), "{build}");
+        }
     }
 }
