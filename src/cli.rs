@@ -20,8 +20,8 @@ From nothing to a served application:
   farmctl install hello_1.0.0_amd64.tar.xz
   farmctl start hello
 
-Exit status: 0 done or already so, 1 failed and nothing left behind, 2 usage,
-3 looked and it is not right, 4 failed and something is left, 130 interrupted."
+Exit status: 0 done or already so, 1 failed and nothing left behind, 2 usage, 3 looked and it is \
+not right, 4 failed and something is left, 130 interrupted."
 )]
 pub struct Cli {
     /// Keep all of farmctl's own files beneath this directory

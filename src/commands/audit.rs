@@ -17,9 +17,13 @@ use crate::undo;
 
 /// Name the Debian packages of a release with a newer version in the security suite
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl audit hello_1.0.0_amd64.tar.xz\n  farmctl audit hello --json\n\nExits 3 when there are any. The suite's index is read from the mirror that the\nprofile or this machine's apt sources name."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl audit hello_1.0.0_amd64.tar.xz
+  farmctl audit hello --json
+
+Exits 3 when there are any. The suite's index is read from the mirror that the profile or this \
+machine's apt sources name.")]
 pub struct Args {
     /// A node tarball, an installed application, or one release of it: NAME=VERSION
     what: String,

@@ -12,9 +12,13 @@ use crate::switch::Ending;
 
 /// Keep the release of an upgrade that waits to be confirmed
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl upgrade shop 1.4.3 --confirm-within 5m\n  farmctl confirm shop\n\nWithout it, farmctl tend leads requests back to the release before when the time\nis over, also after a reboot."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl upgrade shop 1.4.3 --confirm-within 5m
+  farmctl confirm shop
+
+Without it, farmctl tend leads requests back to the release before when the time is over, also \
+after a reboot.")]
 pub struct Args {
     /// The application
     name: String,

@@ -36,9 +36,26 @@ const READINGS: u32 = 20;
 
 /// Take each saved change of a project to the application that runs of it
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example:\n  farmctl dev profiles/hello\n\nThe application must run: farmctl bootstrap, bake, install and start make it so.\nFiles that [[copy]] names are put into its session as a bake would put them,\nwith their byte code, static ones where nginx finds them; then its processes are\nreloaded. Whatever a bake makes something else of is baked, as a release of its\nown, 1.4.2.dev1, and upgraded to: the profile, farmctl.lock, requirements, the\nproject as a distribution, every file if there is build.before, every copied one\nif there is a job at bake. That release takes the place of the last such one.\nWhat the application does not get is passed over (-v says so). Jobs are run by a\nbake and an upgrade, not when files are put there.\n\nA change that breaks the application is said with its last lines; the next one\nthat is saved mends it. If the check of the profile refuses it, what ran before\nruns on.\n\nCtrl-C ends it, and so does farmctl stop, or another session that serves. The\nsession goes on with what was saved, and farmctl status and farmctl verify\n--session say so. farmctl stop and start, or an upgrade, lead to one that is as\nits release. In the midst of a change Ctrl-C leaves that half done\n(exit status 130): farmctl dev again completes it."
-)]
+#[command(after_help = "\
+Example:
+  farmctl dev profiles/hello
+
+The application must run: farmctl bootstrap, bake, install and start make it so. Files that \
+[[copy]] names are put into its session as a bake would put them, with their byte code, static \
+ones where nginx finds them; then its processes are reloaded. Whatever a bake makes something else \
+of is baked, as a release of its own, 1.4.2.dev1, and upgraded to: the profile, farmctl.lock, \
+requirements, the project as a distribution, every file if there is build.before, every copied one \
+if there is a job at bake. That release takes the place of the last such one. What the application \
+does not get is passed over (-v says so). Jobs are run by a bake and an upgrade, not when files \
+are put there.
+
+A change that breaks the application is said with its last lines; the next one that is saved mends \
+it. If the check of the profile refuses it, what ran before runs on.
+
+Ctrl-C ends it, and so does farmctl stop, or another session that serves. The session goes on with \
+what was saved, and farmctl status and farmctl verify --session say so. farmctl stop and start, or \
+an upgrade, lead to one that is as its release. In the midst of a change Ctrl-C leaves that half \
+done (exit status 130): farmctl dev again completes it.")]
 pub struct Args {
     /// The profile: its file, or a directory with a profile.toml
     profile: PathBuf,

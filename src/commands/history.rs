@@ -9,9 +9,13 @@ use crate::ui;
 
 /// Show what was done to an application
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl history hello\n  farmctl history hello --json\n\nThe newest change is the last line. A history goes back some hundred changes; it\noutlives releases and farmctl remove, and goes with farmctl remove --data."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl history hello
+  farmctl history hello --json
+
+The newest change is the last line. A history goes back some hundred changes; it outlives releases \
+and farmctl remove, and goes with farmctl remove --data.")]
 pub struct Args {
     /// The application
     name: String,

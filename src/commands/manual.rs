@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::Command;
 use clap_mangen::Man;
-use roff::{Roff, roman};
+use roff::{Roff, bold, roman};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 
@@ -18,11 +18,58 @@ use crate::serve::Reloaded;
 /// Where man-pages(7) has commands of the system's administrator.
 const SECTION: &str = "8";
 
+/// Files that people meet, and what is in them; [`crate::layout`] has all.
+const FILES: [(&str, &str); 10] = [
+    ("/etc/farmctl/node.toml", "Settings of this node, every one optional."),
+    (
+        "/etc/farmctl/apps/NAME.env",
+        "Secrets of an application, a line KEY=VALUE each, for root alone.",
+    ),
+    (
+        "/etc/farmctl/tls/NAME.crt, NAME.key",
+        "The certificate that its site shows, with the chain, and the key. Without them farmctl \
+         makes one itself.",
+    ),
+    ("/etc/farmctl/nginx/NAME/*.conf", "Lines of yours for its vhost."),
+    (
+        "/etc/farmctl/keys.d",
+        "Public keys. Where there is one, nothing is installed that is not signed by one of them.",
+    ),
+    ("/etc/farmctl/signing.key", "The key this machine signs tarballs with."),
+    (
+        "/var/lib/farmctl",
+        "State, history, and volumes that are not on LVM. An application's data is in data/NAME.",
+    ),
+    (
+        "/var/log/farmctl",
+        "Logs of processes, unless systemd is PID 1: then they are in the journal.",
+    ),
+    (
+        "/var/cache/farmctl",
+        "Bootstrapped trees, Debian packages, wheels, compressed segments; elsewhere if the \
+         environment variable FARMCTL_CACHE says so.",
+    ),
+    ("/run/farmctl", "Sockets of applications, locks, and the links nginx follows."),
+];
+
+/// What there is to read besides.
+const SEE_ALSO: [&str; 2] = [
+    "/usr/share/doc/farmctl/README.md of the Debian package explains every key of a profile, has \
+     recipes, and tells how a node is looked after. Profiles to begin with are in \
+     /usr/share/doc/farmctl/examples/profiles.",
+    "schroot(1), nginx(8)",
+];
+
 /// Print the manual page of a verb, or write those of all
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl manual upgrade | man -l -\n  farmctl manual --output /usr/local/share/man/man8\n  farmctl manual status --json\n\nWith --json: the JSON Schema (2020-12, https://json-schema.org) of what the verb\nprints with its --json."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl manual upgrade | man -l -
+  farmctl manual --output /usr/local/share/man/man8
+  farmctl manual status --json
+
+With --json: the JSON Schema (2020-12, https://json-schema.org) of what the verb prints with its \
+--json.")]
 pub struct Args {
     /// The verb, and one of its own: `key trust`; none for farmctl itself
     #[arg(conflicts_with = "output")]
@@ -109,17 +156,44 @@ fn page(command: &Command) -> Result<Vec<u8>> {
         }
         let after = command.get_after_help().map(ToString::to_string).unwrap_or_default();
         let mut more = Roff::new();
-        for (heading, lines) in sections(&after) {
-            more.control("SH", [heading]).control("nf", []);
-            for line in lines.lines() {
-                more.text([roman(line)]);
+        for (heading, paragraphs) in sections(&after) {
+            more.control("SH", [heading]);
+            put(&mut more, &paragraphs);
+        }
+        if name == "farmctl" {
+            more.control("SH", ["FILES"]);
+            for (path, what) in FILES {
+                more.control("TP", []).text([bold(path)]).text([roman(what)]);
             }
-            more.control("fi", []);
+            more.control("SH", ["SEE ALSO"]);
+            put(&mut more, &SEE_ALSO.join("\n\n"));
+        } else {
+            more.control("SH", ["SEE ALSO"]).text([roman("farmctl(8)")]);
         }
         more.to_writer(&mut text)
     };
     render().with_context(|| format!("rendering {name}({SECTION})"))?;
     Ok(text)
+}
+
+/// Puts paragraphs into a page: filled, but for indented lines, which are examples.
+fn put(page: &mut Roff, text: &str) {
+    for (number, paragraph) in text.split("\n\n").enumerate() {
+        if number > 0 {
+            page.control("PP", []);
+        }
+        let mut is_filled = true;
+        for line in paragraph.lines() {
+            if is_filled == line.starts_with(' ') {
+                is_filled = !is_filled;
+                page.control(if is_filled { "fi" } else { "nf" }, []);
+            }
+            page.text([roman(line)]);
+        }
+        if !is_filled {
+            page.control("fi", []);
+        }
+    }
 }
 
 /// What a verb prints with `--json`.
@@ -154,6 +228,7 @@ fn sections(after: &str) -> Vec<(&'static str, String)> {
         let (heading, text) = match first {
             "Example:" | "Examples:" => ("EXAMPLES", rest),
             _ if first.starts_with("Exit status:") => ("EXIT STATUS", paragraph),
+            _ if rest.starts_with(' ') => ("EXAMPLES", paragraph),
             _ => ("NOTES", paragraph),
         };
         match sections.last_mut() {
@@ -212,15 +287,35 @@ mod tests {
 
     #[test]
     fn examples_notes_and_exit_status_are_sections() {
-        let after = "Examples:\n  a\n  b\n\nOne.\n\nTwo,\nlonger.\n\nExit status: 0 done.";
+        let after =
+            "Examples:\n  a\n  b\n\nOne.\n\nTwo,\nlonger.\n\nExit status: 0 done.\n\nAll:\n  c";
         assert_eq!(
             sections(after),
             [
                 ("EXAMPLES", "  a\n  b".to_owned()),
                 ("NOTES", "One.\n\nTwo,\nlonger.".to_owned()),
                 ("EXIT STATUS", "Exit status: 0 done.".to_owned()),
+                ("EXAMPLES", "All:\n  c".to_owned()),
             ]
         );
         assert!(sections("").is_empty());
+    }
+
+    #[test]
+    fn paragraphs_are_filled_and_examples_keep_their_lines() {
+        let mut page = Roff::new();
+        put(&mut page, "One,\nlonger.\n\nAll:\n  a\n  b\n\nTwo.");
+        insta::assert_snapshot!(page.to_roff(), @r"
+        One,
+        longer.
+        .PP
+        All:
+        .nf
+          a
+          b
+        .fi
+        .PP
+        Two.
+        ");
     }
 }

@@ -13,9 +13,12 @@ use crate::supervise;
 
 /// Let an application's processes take up code changed in the session
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example:\n  farmctl reload hello\n\nA reload never changes the release: it makes servers read again what lies in their\nsession. New code comes with a new tarball, or with farmctl shell."
-)]
+#[command(after_help = "\
+Example:
+  farmctl reload hello
+
+A reload never changes the release: it makes servers read again what lies in their session. New \
+code comes with a new tarball, or with farmctl shell.")]
 pub struct Args {
     /// The application
     name: String,

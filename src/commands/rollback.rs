@@ -13,9 +13,13 @@ use crate::switch::{self, Course, Ending};
 
 /// Switch a running application back to the release before
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example:\n  farmctl rollback shop\n\nThe same switch as that of farmctl upgrade, to a release that is installed:\nnothing is unpacked. Twice leads forward again; what was cut short, the same\nfinishes. Data is not rolled back: what jobs of newer releases did to it stays."
-)]
+#[command(after_help = "\
+Example:
+  farmctl rollback shop
+
+The same switch as that of farmctl upgrade, to a release that is installed: nothing is unpacked. \
+Twice leads forward again; what was cut short, the same finishes. Data is not rolled back: what \
+jobs of newer releases did to it stays.")]
 pub struct Args {
     /// The application
     name: String,

@@ -9,9 +9,13 @@ use crate::sbom;
 
 /// Print what a tarball or release is made of, as CycloneDX or SPDX
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl sbom hello_1.0.0_amd64.tar.xz > hello.cdx.json\n  farmctl sbom hello --format spdx > hello.spdx.json\n\nDebian packages, Python distributions, and the native libraries those bring along. The\nsame tarball gives the same bytes every time."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl sbom hello_1.0.0_amd64.tar.xz > hello.cdx.json
+  farmctl sbom hello --format spdx > hello.spdx.json
+
+Debian packages, Python distributions, and the native libraries those bring along. The same \
+tarball gives the same bytes every time.")]
 pub struct Args {
     /// A node tarball, an installed application, or one release of it: NAME=VERSION
     what: String,

@@ -18,9 +18,16 @@ use crate::undo;
 
 /// Enter an application's session, or with --source an environment
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl shell hello\n  farmctl shell hello --as-root -- ps aux\n  farmctl shell hello --source -- apt list --installed\n  farmctl shell hello --source --write -- apt-get install less\n  farmctl shell hello --kept\n\nChanges in a session last until farmctl stop. With --source they are gone with\nthe shell, unless --write is given: then they last, and go into every later bake."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl shell hello
+  farmctl shell hello --as-root -- ps aux
+  farmctl shell hello --source -- apt list --installed
+  farmctl shell hello --source --write -- apt-get install less
+  farmctl shell hello --kept
+
+Changes in a session last until farmctl stop. With --source they are gone with the shell, unless \
+--write is given: then they last, and go into every later bake.")]
 pub struct Args {
     /// The application, or with --source or --kept the environment
     name: String,

@@ -21,9 +21,21 @@ const PIPE: &str = "curl -fsSL URL | farmctl show -, where URL is a node tarball
 
 /// Show what a node tarball or an installed release is made of
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl show hello_1.0.0_amd64.tar.xz\n  farmctl show hello --json\n  curl -fsSL https://example.org/hello_1.0.0_amd64.tar.xz | farmctl show -\n  farmctl show hello --sizes\n  farmctl show hello_1.0.0_amd64.tar.xz --sizes --html > sizes.html\n\nOf a tarball its first members are read, the manifest and the file index, and of\na file whether all else is there. Standard input is read no byte further: curl\nends with status 23, and whether the rest is whole is not known.\n\nWith --sizes: what the bytes are spent on. Compressed sizes of parts are\nestimates: a segment is compressed as a whole, and shared out among its files by\ntheir bytes; in a bar, they are the dark part. With --html: a page for a browser\nthat fetches nothing."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl show hello_1.0.0_amd64.tar.xz
+  farmctl show hello --json
+  curl -fsSL https://example.org/hello_1.0.0_amd64.tar.xz | farmctl show -
+  farmctl show hello --sizes
+  farmctl show hello_1.0.0_amd64.tar.xz --sizes --html > sizes.html
+
+Of a tarball its first members are read, the manifest and the file index, and of a file whether \
+all else is there. Standard input is read no byte further: curl ends with status 23, and whether \
+the rest is whole is not known.
+
+With --sizes: what the bytes are spent on. Compressed sizes of parts are estimates: a segment is \
+compressed as a whole, and shared out among its files by their bytes; in a bar, they are the dark \
+part. With --html: a page for a browser that fetches nothing.")]
 pub struct Args {
     /// A node tarball, - for one on standard input, or the name of an installed application
     what: String,

@@ -17,9 +17,13 @@ use crate::undo;
 
 /// Sign a node tarball, in place
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl sign hello_1.0.0_amd64.tar.xz\n  farmctl sign hello_1.0.0_amd64.tar.xz --key build1.key\n\nAn earlier signature is replaced. The release stays the same: its identity is its\nmanifest's, and the signature is over that."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl sign hello_1.0.0_amd64.tar.xz
+  farmctl sign hello_1.0.0_amd64.tar.xz --key build1.key
+
+An earlier signature is replaced. The release stays the same: its identity is its manifest's, and \
+the signature is over that.")]
 pub struct Args {
     /// The node tarball
     file: PathBuf,

@@ -14,9 +14,13 @@ use crate::undo;
 
 /// Stop an application and end its session; its data stays
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl stop hello\n  farmctl stop hello --preview\n\nIts vhost stays and answers 503 with the page that [front] error-page names, until\nthe application is started or removed, another one wants its address, or --withdraw\nis given."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl stop hello
+  farmctl stop hello --preview
+
+Its vhost stays and answers 503 with the page that [front] error-page names, until the application \
+is started or removed, another one wants its address, or --withdraw is given.")]
 pub struct Args {
     /// The application
     name: String,

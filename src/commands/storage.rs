@@ -36,9 +36,13 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Action {
     /// Make a volume group, with a thin pool or without, or a btrfs
-    #[command(
-        after_help = "Examples:\n  farmctl storage init --size 20G\n  farmctl storage init --backend lvm --device /dev/vdb\n\nA device with anything on it is refused. A file is taken in full at once, and attached\nagain after a reboot."
-    )]
+    #[command(after_help = "\
+Examples:
+  farmctl storage init --size 20G
+  farmctl storage init --backend lvm --device /dev/vdb
+
+A device with anything on it is refused. A file is taken in full at once, and attached again after \
+a reboot.")]
     Init(InitArgs),
     /// Bring it back after a reboot, if it is in a file
     #[command(after_help = "Example:\n  farmctl storage attach")]

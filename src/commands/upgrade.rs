@@ -24,9 +24,28 @@ use crate::switch::{self, Course, Ending};
 
 /// Switch a running application to another release without losing a request
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  farmctl upgrade shop shop_1.4.3_amd64.tar.xz\n  farmctl upgrade shop 1.4.3 --watch 1m\n  farmctl upgrade shop 1.4.3 --preview\n  farmctl upgrade shop 1.4.3 --confirm-within 5m\n  farmctl upgrade shop --in-place 'django==5.2.8'\n\nThe new release is installed, begun in a session of its own and asked whether\nit serves, all beside the one that runs. Then one rename(2) leads requests to\nit. If one of its processes ends while it is watched, or more requests fail\nthan before, they are led back. Whatever fails, the release before serves on.\n\nWith --preview it stops before the rename and prints an address to look at the\nnew release; the same without leads requests to what was looked at, and farmctl\nstop NAME --preview ends it. With --confirm-within, the old processes stand by\nafter that, and farmctl tend leads requests back to them unless farmctl confirm\ncomes in time.\n\nWith --in-place nothing is switched: distributions are installed into a fork of\nthe release that serves, the same files are changed in its session, and its\nprocesses are reloaded. If they do not take it up, all is as before. The fork is\na release like any other, 1.4.2.p1: farmctl rollback leads back to 1.4.2."
-)]
+#[command(after_help = "\
+Examples:
+  farmctl upgrade shop shop_1.4.3_amd64.tar.xz
+  farmctl upgrade shop 1.4.3 --watch 1m
+  farmctl upgrade shop 1.4.3 --preview
+  farmctl upgrade shop 1.4.3 --confirm-within 5m
+  farmctl upgrade shop --in-place 'django==5.2.8'
+
+The new release is installed, begun in a session of its own and asked whether it serves, all \
+beside the one that runs. Then one rename(2) leads requests to it. If one of its processes ends \
+while it is watched, or more requests fail than before, they are led back. Whatever fails, the \
+release before serves on.
+
+With --preview it stops before the rename and prints an address to look at the new release; the \
+same without leads requests to what was looked at, and farmctl stop NAME --preview ends it. With \
+--confirm-within, the old processes stand by after that, and farmctl tend leads requests back to \
+them unless farmctl confirm comes in time.
+
+With --in-place nothing is switched: distributions are installed into a fork of the release that \
+serves, the same files are changed in its session, and its processes are reloaded. If they do not \
+take it up, all is as before. The fork is a release like any other, 1.4.2.p1: farmctl rollback \
+leads back to 1.4.2.")]
 pub struct Args {
     /// The application
     name: String,
