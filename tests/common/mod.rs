@@ -175,7 +175,7 @@ impl Farm {
         let mut farm = Self::new();
         let (image, volumes) = (farm.root().join("image"), farm.state("volumes"));
         let [file, directory] = [&image, &volumes].map(|path| path.display().to_string());
-        fs::File::create(&image).and_then(|file| file.set_len(1 << 30)).expect("there is room");
+        fs::File::create(&image).and_then(|file| file.set_len(2 << 30)).expect("there is room");
         fs::create_dir_all(&volumes).expect("there is room");
         let words: Vec<&str> = mkfs.split(' ').collect();
         tool(words[0], &[&words[1..], &["-q", &file]].concat());

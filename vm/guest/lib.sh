@@ -65,11 +65,12 @@ assert_status() {
 served() { curl --silent --show-error --fail --max-time $((10 * VM_SLOWNESS)) "$1"; }
 
 # load_begin URL SECONDS [PAUSE]: requests from 8 connections, in the background, PAUSE
-# milliseconds (0) after the answer before. With wrk an answer that takes longer than its
-# timeout is an error, though it came.
+# milliseconds (20) after the answer before: with 0 they take all of a processor that what is
+# tested needs, too. With wrk an answer that takes longer than its timeout is an error, though
+# it came.
 load_begin() {
     wrk --threads 1 --connections 8 --duration "$2" --timeout 30 \
-        --script "$SHARE/guest/load.lua" "$1" -- "${3:-0}" >/run/vm/load &
+        --script "$SHARE/guest/load.lua" "$1" -- "${3:-20}" >/run/vm/load &
     load=$!
 }
 
@@ -96,8 +97,9 @@ load_stop() {
 # session_of APPLICATION: name of its schroot session.
 session_of() { farmctl status "$1" --json | sed -n 's/.*"name": *"\(fs-[^"]*\)".*/\1/p'; }
 
-# unit_of APPLICATION PROCESS: its service in the session that runs.
-unit_of() { basename "$(echo "/etc/systemd/system/farmctl-$1.$2@"*.service)"; }
+# unit_of APPLICATION PROCESS: its service in the session that runs; of a process that is
+# replaced, the first of both.
+unit_of() { basename "$(echo "/etc/systemd/system/farmctl-$1.$2@"????????.service)"; }
 
 # in_session APPLICATION COMMAND...: runs it as root in the application's session.
 in_session() {
