@@ -380,7 +380,10 @@ mod tests {
         assert!(exists(&made));
         for transaction in node.abandoned().expect("it can be read") {
             assert!(transaction.is_kept());
-            assert_eq!(finish(&node, transaction).expect("it can be removed"), [made.clone()]);
+            assert_eq!(
+                finish(&node, transaction).expect("it can be removed"),
+                std::slice::from_ref(&made)
+            );
         }
         assert!(!exists(&made));
     }
