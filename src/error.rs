@@ -87,7 +87,8 @@ fn marks(error: &anyhow::Error) -> impl Iterator<Item = &Marked> {
 }
 
 /// What to do about a full disk.
-pub const NO_SPACE: &str = "df -h shows where; farmctl gc --stages, farmctl remove NAME --release VERSION, or a larger disk";
+pub const NO_SPACE: &str =
+    "farmctl gc --stages, farmctl remove NAME --release VERSION, or a larger disk";
 
 /// What to do about a file system that cannot be written.
 const READ_ONLY: &str =
@@ -125,7 +126,7 @@ pub fn is_no_space(error: &anyhow::Error) -> bool {
 
 fn is_read_only(error: &anyhow::Error) -> bool {
     let kind = std::io::ErrorKind::ReadOnlyFilesystem;
-    is_caused_by(error, &[kind], nix::errno::Errno::EROFS, &["Read-only file system"])
+    is_caused_by(error, &[kind], nix::errno::Errno::EROFS, &[": Read-only file system"])
 }
 
 /// The innermost hint of an error. A disk that is full or cannot be written has one of its

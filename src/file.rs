@@ -62,6 +62,9 @@ pub fn create(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
             OpenOptions::new().write(true).mode(mode).custom_flags(flags).open(directory);
         let mut file = match nameless {
             Err(error) if error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) => {
+                if path.symlink_metadata().is_ok() {
+                    return Err(std::io::Error::from(Errno::EEXIST).into());
+                }
                 return publish(path, contents, mode);
             }
             file => file?,

@@ -263,11 +263,12 @@ impl Inside {
         set().with_context(|| format!("setting the time of {}", self.shown(path)))
     }
 
-    /// Where a temporary of `path` is made; one that is left there goes.
+    /// Where a temporary of `path` is made. Its name is the same each time, for only who has the
+    /// lock writes here: one that a killed farmctl left goes.
     fn beside<'a>(&self, path: &'a Path) -> Result<Beside<'a>> {
         let name = path.file_name().context("the path names no file")?;
         let directory = self.make_directories(path.parent().unwrap_or(Path::new("/")))?;
-        let temporary = format!(".{}.farmctl-{}", name.to_string_lossy(), std::process::id());
+        let temporary = format!(".{}.farmctl", name.to_string_lossy());
         match unlinkat(&directory, temporary.as_str(), UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(Beside { directory, name, temporary }),
             Err(error) => Err(error.into()),
@@ -464,7 +465,11 @@ mod tests {
         assert_eq!(inside.read(Path::new("/etc/passwd")).expect("it is not there"), None);
         let me = std::fs::metadata(&tree).expect("it is there");
         let owner = Owner { uid: me.uid(), gid: me.gid() };
+        // What a killed farmctl left.
+        let left = tree.join("etc/.passwd.farmctl");
+        symlink(&outside, &left).expect("it is writable");
         inside.publish(Path::new("/etc/passwd"), b"tree", 0o644, owner).expect("it is writable");
+        assert!(left.symlink_metadata().is_err());
         inside.publish(Path::new("/etc/up/new/file"), b"x", 0o400, owner).expect("it is writable");
         assert_eq!(std::fs::read_to_string(&outside).expect("it is there"), "host");
         assert_eq!(std::fs::read_to_string(tree.join("etc/passwd")).expect("it is there"), "tree");

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Mark as _;
 use crate::size::Size;
 
 pub use parse::parse;
@@ -89,7 +90,8 @@ impl Profile {
     ///
     /// When it is not a version.
     pub fn set_version(&mut self, version: &str) -> anyhow::Result<()> {
-        check_version(version)?;
+        check_version(version)
+            .hint("at most 24 letters, digits and dots, as in 1.4.2 or 2.0rc1")?;
         let before = std::mem::replace(&mut self.version, version.to_owned());
         self.validate().inspect_err(|_| self.version = before)
     }

@@ -115,7 +115,7 @@ pub struct Outcome {
     pub stdout: String,
     /// Its standard error.
     pub stderr: String,
-    /// The last lines of both, as they came.
+    /// The last lines of both, as they came; kept for [`Invocation::foreign`].
     last: VecDeque<String>,
 }
 
@@ -388,7 +388,9 @@ impl Invocation {
         };
         let mut last = VecDeque::new();
         let collected = collect(&mut child, keep, &mut |text| {
-            remember(&mut last, text);
+            if self.foreign {
+                remember(&mut last, text);
+            }
             line(text)
         });
         if !matches!(collected, Ok((_, ControlFlow::Continue(())))) {

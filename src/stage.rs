@@ -202,7 +202,7 @@ impl Stage {
         let step = self.chroot.downloading("/bin/sh").args(["-e", "-c", &line]);
         step.named(format!("\"{command}\"")).foreign().run().context("running build.before").hint(
             "build.before runs as root in a fork of the environment, in a copy of the profile's \
-             directory: -vv shows all it prints, farmctl bake --keep keeps it for a look",
+             directory: -vv shows all it prints, farmctl bake PROFILE --keep keeps it",
         )
     }
 

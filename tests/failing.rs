@@ -453,7 +453,7 @@ fn a_failing_step_of_a_build_is_shown_with_its_last_lines() {
                 if verb == "bake" { " 1.0" } else { "" }
             ),
             "build.before runs as root in a fork of the environment, in a copy of the profile's \
-             directory: -vv shows all it prints, farmctl bake --keep keeps it for a look",
+             directory: -vv shows all it prints, farmctl bake PROFILE --keep keeps it",
         );
         assert_eq!(fs::read_dir(&out).expect("it is there").count(), 0);
     }

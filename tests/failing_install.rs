@@ -299,7 +299,7 @@ impl Drop for Disk<'_> {
     }
 }
 
-const FULL: &str = "df -h shows where; farmctl gc --stages, farmctl remove NAME --release VERSION, or a larger disk";
+const FULL: &str = "farmctl gc --stages, farmctl remove NAME --release VERSION, or a larger disk";
 
 #[test]
 fn a_release_that_does_not_fit_is_refused_before_anything_is_made() {

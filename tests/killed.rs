@@ -330,7 +330,9 @@ static VERBS: [Verb; 27] = [
             field.ok(&["start", "developed"]);
             let module = field.developed().join("app/hello.py");
             let code = fs::read_to_string(&module).expect("it was copied");
-            fs::write(&module, code + "# saved\n").expect("it was copied");
+            // Also when it is all done again.
+            let code = code.replace("# saved\n", "") + "# saved\n";
+            fs::write(&module, code).expect("it was copied");
         },
         words: |field| words(&["dev", word(&field.developed())]),
         back: |field| {
@@ -620,14 +622,24 @@ impl Field {
         Picture::of(self.farm.root())
     }
 
-    /// The same when nothing changes any more: a server that answers may still begin workers.
+    /// The same when nothing has changed for a moment: a server that answers may still begin
+    /// workers.
+    #[expect(clippy::disallowed_methods, reason = "the moment")]
     fn settled(&self) -> Picture {
         let mut seen = self.picture();
-        poll(Duration::from_secs(5), || {
+        let is_settled = poll(Duration::from_secs(20), || {
+            std::thread::sleep(Duration::from_millis(300));
             let now = self.picture();
             std::mem::replace(&mut seen, now) == seen
         });
+        assert!(is_settled, "something changes all the time");
         seen
+    }
+
+    /// Waits until all is as it was; answers what is not.
+    fn differs_from(&self, before: &Picture) -> Option<Vec<String>> {
+        let same = poll(Duration::from_secs(5), || self.picture() == *before);
+        (!same).then(|| self.picture().changes(before))
     }
 
     /// Runs the words and kills farmctl before this call.
@@ -661,7 +673,8 @@ impl Field {
                 said += &(line + "\n");
                 if said.ends_with("Ctrl-C ends it\n") {
                     for pid in pids(|line| line.starts_with(&own)) {
-                        kill(Pid::from_raw(pid), Signal::SIGINT).expect("it waits");
+                        // It may have been killed.
+                        let _ = kill(Pid::from_raw(pid), Signal::SIGINT);
                     }
                 }
             }
@@ -906,8 +919,8 @@ fn walk(verb: &'static Verb, backend: Backend, measure: Measure) -> Walked {
         let (own, calls, threads) = field.own_points();
         let after = field.settled();
         (verb.back)(&field);
-        let again = field.settled();
-        assert!(again == before, "{}: {:#?}", verb.name, again.changes(&before));
+        let changed = field.differs_from(&before);
+        assert!(changed.is_none(), "{}: {changed:#?}", verb.name);
         let points = pending.get_or_insert_with(|| {
             (walked.own_calls, walked.threads) = (calls, threads);
             walked.own_points = own.len();
@@ -946,9 +959,8 @@ fn walk(verb: &'static Verb, backend: Backend, measure: Measure) -> Walked {
             } else {
                 (verb.back)(&field);
             }
-            let now = field.settled();
-            if now != before {
-                println!("not as before: {:#?}", now.changes(&before));
+            if let Some(changes) = field.differs_from(&before) {
+                println!("not as before: {changes:#?}");
                 break;
             }
             if turn.elapsed() > TURN {

@@ -135,6 +135,13 @@ fn a_manual_page_says_what_help_says() {
 }
 
 #[test]
+fn help_of_a_verb_is_asked_for_in_either_order() {
+    let asked = farmctl(&["help", "upgrade"]).ok().stdout;
+    assert_eq!(asked, farmctl(&["upgrade", "--help"]).ok().stdout);
+    assert_eq!(farmctl(&["help"]).ok().stdout, farmctl(&["--help"]).ok().stdout);
+}
+
+#[test]
 fn help_is_broken_into_lines_by_the_terminal_alone() {
     let mut commands = vec![Cli::command()];
     while let Some(command) = commands.pop() {

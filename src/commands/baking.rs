@@ -377,12 +377,7 @@ pub(super) fn run_jobs(chroot: &Chroot, profile: &Profile, ui: &Ui) -> Result<()
             .named(format!("job {}", job.name))
             .foreign()
             .run()
-            .hint_with(|| {
-                format!(
-                    "its command is: {}; farmctl bake --keep keeps the tree for a look",
-                    job.command
-                )
-            })?;
+            .hint_with(|| format!("its command is: {}", job.command))?;
     }
     Ok(())
 }

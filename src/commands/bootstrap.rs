@@ -108,8 +108,8 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
         }
     }
     schroot::check_free(&layout::environment_chroot(name), node.id())?;
-    if known.is_none() {
-        // Now, and not when all is made.
+    if known.as_ref().is_none_or(|known| known.storage != making.storage.name()) {
+        // Now, and not when all is made and the one before is gone.
         making.storage.check_new(&layout::environment_volume(name))?;
     }
     if args.dry_run {

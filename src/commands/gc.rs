@@ -284,7 +284,8 @@ fn orphans(node: &Node) -> Result<Vec<Object>> {
     Ok(found)
 }
 
-/// What is removed before what: nothing is started again, or still in use, where it ends.
+/// Processes go before their session, or they are started again; sessions before chroots and
+/// volumes, which they use.
 fn turn(object: &Object) -> u8 {
     match object {
         Object::Programs { .. } => 0,

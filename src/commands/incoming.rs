@@ -82,7 +82,7 @@ pub(super) fn open(file: &Path, node: &Node) -> Result<Archive> {
     tools.extend(account::TOOLS);
     run::require(&tools)?;
     let archive = super::open_trusted(file, node.layout())?;
-    super::check_name(&archive.manifest().name)?;
+    crate::profile::check_name(&archive.manifest().name)?;
     Ok(archive)
 }
 
@@ -116,6 +116,7 @@ pub(super) fn arrive(archive: Archive, options: &Options, node: &Node) -> Result
     check_fit(&manifest, storage.as_ref())?;
     let size = size(&manifest, node.settings());
     schroot::check_free(&layout::release_chroot(&manifest.name, &manifest.version), node.id())?;
+    storage.check_new(&layout::release_volume(&manifest.name, &manifest.version))?;
     Ok(Arrival::New(Box::new(Incoming { archive, known, storage, why, size })))
 }
 
@@ -282,11 +283,6 @@ fn earlier(
     node: &Node,
 ) -> Result<Option<Earlier>> {
     let there = storage.list()?;
-    let wanted = layout::release_volume(&app.name, &archive.manifest().version);
-    if there.iter().any(|volume| volume.name == wanted) {
-        // What has the name is none of this install's: making the volume says so.
-        return Ok(None);
-    }
     let fits = |release: &&Release| {
         let volume = there.iter().find(|volume| volume.name == release.volume);
         // A fork is as large as what it is made from.

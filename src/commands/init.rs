@@ -1,5 +1,6 @@
 //! `farmctl init`: a commented profile for the project in a directory.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -121,7 +122,7 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     // All of them, before the first is written.
     for (path, text) in &files {
-        if !args.force && is_anothers(path, text)? {
+        if !args.force && is_anothers(path, text) {
             return refuse(
                 format_args!("there is a {} already", path.display()),
                 format!("farmctl init {shown} --force writes over it"),
@@ -130,8 +131,11 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
     }
     // The profile last: with it there, all is there.
     for (path, text) in files.iter().rev() {
-        let write = if path.exists() { file::publish } else { file::create };
-        write(path, text.as_bytes(), 0o644)?;
+        if args.force {
+            file::publish(path, text.as_bytes(), 0o644)?;
+        } else if path.symlink_metadata().is_err() {
+            file::create(path, text.as_bytes(), 0o644)?;
+        }
     }
     let names: Vec<String> = files.iter().map(|(path, _)| path.display().to_string()).collect();
     context.ui.done(format!("wrote {}", names.join(" and ")));
@@ -144,9 +148,9 @@ pub fn run(args: &Args, context: &Context) -> Result<Exit> {
 }
 
 /// Whether something is there that is not what a killed `init` wrote before the profile.
-fn is_anothers(path: &Path, text: &str) -> Result<bool> {
-    let there = file::read_if_there(path)?;
-    Ok(there.is_some_and(|there| path.ends_with(PROFILE) || there != text))
+fn is_anothers(path: &Path, text: &str) -> bool {
+    let is_same = || fs::read(path).is_ok_and(|there| there == text.as_bytes());
+    path.symlink_metadata().is_ok() && (path.ends_with(PROFILE) || !is_same())
 }
 
 /// Paths and texts of what is written, the profile first.

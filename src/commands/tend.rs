@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
 use super::Context;
 use super::record::Subject;
@@ -142,12 +142,21 @@ fn bring_back(
 fn look(node: &Node, context: &Context) -> Result<Exit> {
     let supervisor = supervise::detect(node.layout());
     let mut exit = Exit::Done;
-    for app in node.apps()? {
-        let Some(session) = &app.session else { continue };
-        let manifest = &super::manifest_of(node, &app, &session.version)?;
-        let supervisor = supervisor.as_ref();
-        for trouble in (Served { app: &app, session, manifest, node, supervisor }).troubles()? {
-            context.ui.answer(format!("{}: {trouble}", app.name));
+    for name in node.app_names()? {
+        let troubles = || -> Result<Vec<String>> {
+            let Some(app) = node.app(&name)? else { return Ok(Vec::new()) };
+            let Some(session) = &app.session else { return Ok(Vec::new()) };
+            let manifest = &super::manifest_of(node, &app, &session.version)?;
+            let supervisor = supervisor.as_ref();
+            Served { app: &app, session, manifest, node, supervisor }.troubles()
+        };
+        // What cannot be looked at is one of them.
+        let troubles = troubles().or_else(|error| {
+            run::check_interrupted()?;
+            Ok::<_, Error>(vec![message(&error)])
+        });
+        for trouble in troubles? {
+            context.ui.answer(format!("{name}: {trouble}"));
             exit = Exit::NotRight;
         }
     }
@@ -166,8 +175,7 @@ pub(super) fn bring_all_back(node: &Node, context: &Context) -> Result<Exit> {
     let mut exit = Exit::Done;
     for name in node.app_names()? {
         let tended = tend(&name, node, supervisor.as_ref(), context);
-        let results = tended.unwrap_or_else(|error| [Ok(()), Err(error)]);
-        for error in results.into_iter().filter_map(Result::err) {
+        for error in tended.unwrap_or_else(|error| vec![error]) {
             run::check_interrupted()?;
             context.ui.error(&error::render(&error.context(format!("tending {name}"))));
             exit = Exit::Failed;
@@ -176,14 +184,14 @@ pub(super) fn bring_all_back(node: &Node, context: &Context) -> Result<Exit> {
     Ok(exit)
 }
 
-/// Has an application run as state says: how its storage was found, and what ran.
+/// Has an application run as state says. Answers what is wrong with it nevertheless.
 fn tend(
     name: &str,
     node: &Node,
     supervisor: &dyn Supervise,
     context: &Context,
-) -> Result<[Result<()>; 2]> {
-    const NOTHING: [Result<()>; 2] = [Ok(()), Ok(())];
+) -> Result<Vec<Error>> {
+    const NOTHING: Vec<Error> = Vec::new();
     if node.app(name)?.is_none_or(|app| app.session.is_none()) {
         return Ok(NOTHING);
     }
@@ -207,7 +215,7 @@ fn tend(
         |outcome| *outcome,
         |say| bring_back(app.clone(), &session, &manifest, node, supervisor, say),
     );
-    Ok([watched, restored.map(drop)])
+    Ok([watched, restored.map(drop)].into_iter().filter_map(Result::err).collect())
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ pub(super) fn check_version(place: &Place, version: &str) -> Checked {
         return Ok(());
     }
     let message = format!("{version:?} is not a version: [0-9A-Za-z.]{{1,24}}");
-    Err(Problem::at(place.clone(), message).hint("letters, digits and dots, as in 1.4.2 or 2.0rc1"))
+    Err(Problem::at(place.clone(), message))
 }
 
 pub(super) fn short_name(place: &Place, name: &str) -> Checked {

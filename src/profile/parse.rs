@@ -537,10 +537,7 @@ path = "/srv/shop/static"
     fn bad_values_are_named() {
         insta::assert_snapshot!(with("\"shop\"", "\"Shop\""), @r#"error: line 2, column 8: "name": "Shop" is not an application's name: [a-z][a-z0-9-]{0,23}"#);
         insta::assert_snapshot!(with("\"shop\"", "\"env-shop\""), @r#"error: line 2, column 8: "name": "env-shop" begins with "env-", as only farmctl's own volumes do"#);
-        insta::assert_snapshot!(with("1.4.2", "1.4-2"), @r#"
-        error: line 3, column 11: "version": "1.4-2" is not a version: [0-9A-Za-z.]{1,24}
-        hint: letters, digits and dots, as in 1.4.2 or 2.0rc1
-        "#);
+        insta::assert_snapshot!(with("1.4.2", "1.4-2"), @r#"error: line 3, column 11: "version": "1.4-2" is not a version: [0-9A-Za-z.]{1,24}"#);
         insta::assert_snapshot!(with("\"HUP\"", "\"SIGHUP\""), @r#"error: line 18, column 10: "reload" in [[process]]: "SIGHUP" is not a way to reload; it is "restart", "command", "rolling", "replace" or one of the signals HUP, INT, QUIT, TERM, USR1, USR2, WINCH"#);
         insta::assert_snapshot!(with("\"start\"", "\"boot\""), @r#"error: line 29, column 8: "when" in [[job]]: "boot" is not one of "bake", "start", "upgrade""#);
         insta::assert_snapshot!(with("\"1m\"", "\"a while\""), @r#"error: line 19, column 32: "within" in ready = { … } of [[process]]: "a while" is not a duration; durations are written "30s", "5m", "1h" or 30"#);

@@ -518,7 +518,7 @@ impl Writer<'_> {
             }
         }
         let inside = |path: &str| match directory {
-            "" => is_public(top_of(path)),
+            "" => is_public(top_of(path)) && is_plain(top_of(path)),
             _ => path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/')),
         };
         let hidden: Vec<&str> =
@@ -540,9 +540,8 @@ impl Writer<'_> {
         names.dedup();
         let (public, kept): (Vec<&str>, Vec<&str>) =
             names.into_iter().partition(|name| is_public(name));
-        let letters = |letter: char| letter.is_ascii_alphanumeric() || "._+@~-".contains(letter);
         let (public, odd): (Vec<&str>, Vec<&str>) =
-            public.into_iter().partition(|name| name.chars().all(letters));
+            public.into_iter().partition(|name| is_plain(name));
         let mut comment = "The site, one by one: in all of the project there are this profile and hidden files.\n\
              What comes to the top later needs a [[copy]] of its own.";
         for name in public {
@@ -563,6 +562,11 @@ impl Writer<'_> {
             ));
         }
     }
+}
+
+/// Whether a `[[copy]]` takes the name.
+fn is_plain(name: &str) -> bool {
+    name.chars().all(|letter| letter.is_ascii_alphanumeric() || "._+@~-".contains(letter))
 }
 
 /// What of a path is at the top of the project.

@@ -35,11 +35,16 @@ pub fn explain<T>(result: Result<T>) -> Result<T> {
                 .to_owned(),
         });
     }
-    // Before what pip says of an index: setup scripts say "not found" of programs.
-    Err(error).hint(if says(&TO_BUILD) {
+    const INDEX: &str =
+        "is it in the index, for this Python? farmctl shell NAME --source shows the environment's";
+    // pip says of a build also that it has not found what that needs; setup scripts say "not
+    // found" of programs.
+    Err(error).hint(if says(&["no matching distribution", "no solution"]) {
+        INDEX
+    } else if says(&TO_BUILD) {
         "add what it needs to build.packages, e.g. \"build-essential\", or lock a version with a wheel"
-    } else if says(&["no matching distribution", "no solution", "not found"]) {
-        "is it in the index, for this Python? farmctl shell NAME --source shows the environment's"
+    } else if says(&["not found"]) {
+        INDEX
     } else {
         "farmctl bake -v shows the call"
     })

@@ -90,8 +90,18 @@ impl Shelf {
 
     /// Refuses a name that is there.
     pub fn check_new(&self, name: &str) -> Result<()> {
-        if self.volume(name).symlink_metadata().is_ok() {
+        let directory = self.volume(name);
+        if self.read(name).is_ok() {
             return refuse(format_args!("there is a volume {name} already"), UNNAMED);
+        }
+        if directory.symlink_metadata().is_ok() {
+            return refuse(
+                format_args!(
+                    "{} is there already, and no volume of farmctl's",
+                    directory.display()
+                ),
+                "move it away",
+            );
         }
         Ok(())
     }

@@ -556,6 +556,8 @@ impl Storage for Lvm {
     }
 
     fn check_new(&self, name: &str) -> Result<()> {
+        // Another instance may have removed it since.
+        self.said.forget();
         match self.find(name)? {
             Some(volume) => {
                 refuse(format_args!("there is a volume {} already", volume.path()), UNNAMED)
