@@ -3,6 +3,7 @@
 argv: the directories, or files. One process, sorted: what it writes is the same every time.
 """
 import compileall
+import glob
 import importlib.util
 import os
 import py_compile
@@ -23,8 +24,16 @@ def is_current(source):
         return False
 
 
+def clear(source):
+    """Removes what one that was killed had begun to write: importlib's _write_atomic."""
+    compiled = importlib.util.cache_from_source(source)
+    for left in glob.glob(glob.escape(compiled) + ".[0-9]*"):
+        os.remove(left)
+
+
 def compile_source(path):
     if path.endswith(".py") and not is_current(path):
+        clear(path)
         # A source that does not compile is passed over, as pip does.
         compileall.compile_file(path, force=True, quiet=2, invalidation_mode=MODE)
 
