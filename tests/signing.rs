@@ -338,6 +338,8 @@ fn a_bake_signs_and_a_baked_tarball_is_signed_without_baking_it_again() {
     assert_eq!(fs::read_dir(&out).expect("it is there").count(), 1, "no part is left");
     let ran = bake(&["--expires", "soon"]);
     assert_eq!(ran.code, 2);
-    assert!(ran.stderr.contains("\"soon\" is neither a date, 2027-01-31, nor an RFC 3339 time"));
+    let said =
+        "'soon' for '--expires <DATE>': it is neither a date, 2027-01-31, nor an RFC 3339 time";
+    assert!(ran.stderr.contains(said), "{}", ran.stderr);
     farm.assert_clean();
 }
