@@ -49,8 +49,8 @@ pub fn put(path: &Path, contents: &[u8], mode: u32) -> Result<()> {
 }
 
 /// Puts `contents` at `path`, where nothing is. It has no name before it is whole (open(2),
-/// `O_TMPFILE`): who is killed leaves nothing. Where the file system cannot do that, as
-/// [`publish`].
+/// `O_TMPFILE`): who is killed leaves nothing, but what [`publish`] leaves where the file system
+/// cannot do that.
 ///
 /// # Errors
 /// When something is there, or the directory cannot be written.

@@ -464,6 +464,11 @@ fn an_application_whose_state_is_damaged_keeps_no_other_from_being_tended() {
     end_supervisor(&farm, Signal::SIGKILL);
     let damaged = farm.state("apps/other.json");
     fs::write(&damaged, "{").expect("there is room");
+    let look = farm.run(&["tend", "--dry-run"]);
+    assert_eq!(look.code, 3, "{}", look.stderr);
+    for trouble in ["other: reading ", "shop: "] {
+        assert!(look.stdout.lines().any(|line| line.starts_with(trouble)), "{}", look.stdout);
+    }
     let ran = farm.run(&["tend"]).failed(1);
     assert!(ran.error().starts_with("tending other: reading "), "{}", ran.error());
     fs::remove_file(&damaged).expect("it is ours");
